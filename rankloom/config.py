@@ -1,0 +1,305 @@
+"""One schema for YAML files, command-line flags and the Python API.
+
+Every knob of the system is a field here, in the section of the part that reads it. Unknown keys are errors that
+suggest the nearest name. `None` on a data-dependent field means "chosen by the program from the training data".
+
+    config = Config.preset("small")                          # tiny | small | base
+    config = Config.load("my.yaml", preset="small")          # a YAML file on top of a preset
+    config = config.with_overrides(["model.n_layers=6"])     # what `--set` does
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rankloom.errors import RankloomError
+
+PresetName = Literal["tiny", "small", "base"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataConfig(Section):
+    """Which events train the model and how time is split (data/sequences.py)."""
+
+    split: Literal["leave-one-out", "time"] = "time"
+    target_events: tuple[str, ...] = ("click", "view", "like", "follow", "comment", "share", "add_to_cart", "purchase")
+    """Event kinds that the model learns to predict. Impressions and dislikes never are."""
+    context_events: tuple[str, ...] = ("dislike",)
+    """Event kinds that are seen in the history but never predicted."""
+    min_watch_ratio: float | None = Field(default=None, ge=0.0)
+    """A `view` with a known watch ratio below this is not a target."""
+    valid_share: float = Field(default=0.1, gt=0.0, lt=0.5)
+    test_share: float = Field(default=0.1, gt=0.0, lt=0.5)
+    """For `time`: the last shares of the log's target events, by time."""
+    repeats: Literal["auto", "allow", "mask"] = "auto"
+    """Whether served lists may hold seen items. `auto`: allow when over 5% of training targets are repeats."""
+
+
+class TextConfig(Section):
+    """Item text to vectors (semantic/text.py)."""
+
+    embedder: str = "auto"
+    """`auto`, `hashed`, `minilm`, `column`, or `sentence-transformers:NAME`."""
+    dim: int = Field(default=256, ge=8)
+    """Width of the hashed TF-IDF + SVD embedder."""
+    vector_column: str | None = None
+    """Own vectors: a list[float] column of items.parquet, for `embedder: column` or beside the text."""
+
+
+class AlignmentConfig(Section):
+    """Collaborative alignment of item vectors (semantic/alignment.py; OneRec TR section on tokenizers)."""
+
+    enabled: bool = True
+    pairs: tuple[Literal["cooccurrence", "swing"], ...] = ("swing", "cooccurrence")
+    dim: int = Field(default=128, ge=4)
+    epochs: int = Field(default=10, ge=0)
+    batch_size: int = Field(default=512, ge=8)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    temperature: float = Field(default=0.07, gt=0)
+    content_weight: float = Field(default=0.5, ge=0)
+    """Weight of the content-preserving loss that stops the alignment from forgetting what an item is."""
+
+
+class QuantizerConfig(Section):
+    """Aligned vectors to semantic IDs (semantic/quantizers/)."""
+
+    kind: Literal["rq-kmeans", "rq-vae"] = "rq-kmeans"
+    codebook_sizes: tuple[int, ...] | None = None
+    """Codes per level, first level first; None sizes them to the catalogue."""
+    balanced_levels: tuple[int, ...] = ()
+    """Levels (0-based; -1 is the last) whose clusters are forced to equal size."""
+    last: Literal["none", "fsq", "opq"] = "none"
+    """Extra codes on the last residual: one FSQ code, or two OPQ codes."""
+    last_size: int = Field(default=256, ge=2)
+    iterations: int = Field(default=25, ge=1)
+    collision: Literal["dedup", "list"] = "list"
+    """`dedup`: one more code makes every SID unique. `list`: a SID names a list of items ordered by prior."""
+
+
+class ModelConfig(Section):
+    """The OneRec-V2 lazy decoder (models/; OneRec-V2 section 4)."""
+
+    d_model: int = Field(default=128, ge=8)
+    n_layers: int = Field(default=4, ge=1)
+    n_heads: int = Field(default=4, ge=1)
+    l_kv: int = Field(default=1, ge=1)
+    """Distinct context K/V sets; layer l reads set floor(l * l_kv / n_layers)."""
+    s_kv: Literal[1, 2] = 1
+    """1: keys and values share one chunk; 2: separate chunks."""
+    g_kv: int | None = Field(default=None, ge=1)
+    """K/V head groups (GQA) of the context; None means n_heads."""
+    ffn_mult: float = Field(default=4.0, gt=0)
+    """Hidden width of the gated FFN over d_model."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    moe_experts: int = Field(default=0, ge=0)
+    """Routed experts of a MoE FFN; 0 keeps every FFN dense."""
+    moe_top_k: int = Field(default=3, ge=1)
+    moe_shared: int = Field(default=1, ge=0)
+    moe_expert_hidden: int | None = Field(default=None, ge=1)
+    moe_first_dense: int = Field(default=2, ge=0)
+    """Leading blocks that stay dense (OneRec-V2 section 4.4)."""
+    max_history: int = Field(default=50, ge=1)
+    item_embedding: bool = True
+    """A learned vector per training item beside its SID and text in the context and in the selection head."""
+    item_dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Share of items whose learned vector is hidden in a training step, so that SID and text can stand alone."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+        if self.g_kv is not None and self.n_heads % self.g_kv:
+            raise ValueError(f"n_heads {self.n_heads} is not a multiple of g_kv {self.g_kv}")
+        if self.l_kv > self.n_layers:
+            raise ValueError(f"l_kv {self.l_kv} exceeds n_layers {self.n_layers}")
+        if self.moe_experts and self.moe_top_k > self.moe_experts:
+            raise ValueError(f"moe_top_k {self.moe_top_k} exceeds moe_experts {self.moe_experts}")
+        return self
+
+
+class SelectionConfig(Section):
+    """The head that orders generated items (models/selection.py; OneRec TR: generate, then select)."""
+
+    enabled: bool = True
+    loss_weight: float = Field(default=1.0, ge=0)
+    full_softmax_limit: int = Field(default=60_000, ge=1)
+    """Catalogues up to this size train with the full softmax, larger ones with a sampled one."""
+    n_negatives: int = Field(default=4096, ge=1)
+    mix: float | None = Field(default=None, ge=0, le=1)
+    """Weight of the generator's log-probability beside the head's score; None is chosen on validation."""
+
+
+class TrainingConfig(Section):
+    """The loop (training/loop.py)."""
+
+    max_epochs: int = Field(default=40, ge=1)
+    max_minutes: float | None = Field(default=None, gt=0)
+    """Wall-clock bound; the best checkpoint so far is exported."""
+    batch_tokens: int = Field(default=4096, ge=1)
+    """History positions a step, after length bucketing."""
+    accumulate: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    min_learning_rate_share: float = Field(default=0.05, ge=0, le=1)
+    warmup_steps: int = Field(default=100, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip_norm: float = Field(default=1.0, gt=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    order: Literal["shuffled", "chronological"] = "shuffled"
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights; None is off."""
+    patience: int = Field(default=5, ge=1)
+    """Evaluations without a better validation figure before stopping."""
+    eval_users: int = Field(default=4000, ge=1)
+    eval_every_epochs: float = Field(default=1.0, gt=0)
+    checkpoint_minutes: float = Field(default=2.0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+
+
+class DecodingConfig(Section):
+    """Constrained beam search (decoding/beam.py)."""
+
+    beam: int = Field(default=128, ge=1)
+    normalise: Literal["codebook", "trie"] = "codebook"
+    """Softmax over a whole codebook, or over the children that the trie allows."""
+
+
+class EvaluationConfig(Section):
+    """What `rankloom evaluate` measures (evaluation/)."""
+
+    ks: tuple[int, ...] = (5, 10, 50)
+    max_cases_per_user: int = Field(default=5, ge=1)
+    """For the time split: at most the first so many targets of a user in the test period."""
+    bootstrap: int = Field(default=1000, ge=0)
+
+
+class Config(Section):
+    """The whole of it. `rankloom train --config FILE` reads this schema; the model folder keeps it."""
+
+    seed: int = 0
+    preset: PresetName = "small"
+    data: DataConfig = DataConfig()
+    text: TextConfig = TextConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    quantizer: QuantizerConfig = QuantizerConfig()
+    model: ModelConfig = ModelConfig()
+    selection: SelectionConfig = SelectionConfig()
+    training: TrainingConfig = TrainingConfig()
+    decoding: DecodingConfig = DecodingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @classmethod
+    def preset_config(cls, name: str) -> Config:
+        """The named preset. Raises `RankloomError` for an unknown name."""
+        if name not in PRESETS:
+            raise RankloomError(f"no preset {name!r}", action=f"choose one of {', '.join(PRESETS)}", code="unknown-preset")
+        return cls.parse({"preset": name}, place=f"preset {name}")
+
+    @classmethod
+    def load(cls, path: str | Path, *, preset: str = "small") -> Config:
+        """A YAML file on top of a preset; the file's own `preset:` wins over the argument."""
+        path = Path(path)
+        try:
+            raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            raise RankloomError(f"no configuration file {path}", place=str(path), action="check --config", code="config-missing") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RankloomError(f"{path.name} is not valid YAML: {error}", place=str(path), action="mend the file", code="config-broken") from None
+        if not isinstance(raw, dict):
+            raise RankloomError(f"{path.name} must hold a mapping of sections", place=str(path), action="see docs/configuration.md", code="config-broken")
+        return cls.parse({"preset": preset, **raw}, place=str(path))
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any], *, place: str = "configuration") -> Config:
+        """Validates `raw` on top of the preset it names."""
+        preset = raw.get("preset", "small")
+        if preset not in PRESETS:
+            raise RankloomError(f"no preset {preset!r}", place=place, action=f"choose one of {', '.join(PRESETS)}", code="unknown-preset")
+        try:
+            return cls.model_validate(_merge(PRESETS[preset], raw))
+        except ValidationError as error:
+            raise _explain(error, place) from None
+
+    def with_overrides(self, assignments: list[str], *, place: str = "--set") -> Config:
+        """Applies `section.field=value` strings; values are read as YAML."""
+        raw = self.model_dump(mode="json")
+        for assignment in assignments:
+            name, separator, value = assignment.partition("=")
+            if not separator:
+                raise RankloomError(f"{assignment!r} is not name=value", place=place, action="write e.g. --set model.n_layers=6", code="config-override")
+            node = raw
+            *parents, leaf = name.strip().split(".")
+            for parent in parents:
+                node = node.setdefault(parent, {})
+                if not isinstance(node, dict):
+                    raise RankloomError(f"{parent!r} in {name!r} is not a section", place=place, action="see docs/configuration.md", code="config-override")
+            node[leaf] = yaml.safe_load(value)
+        try:
+            return Config.model_validate(raw)
+        except ValidationError as error:
+            raise _explain(error, place) from None
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "text": {"dim": 64},
+        "alignment": {"dim": 32, "epochs": 3},
+        "model": {"d_model": 32, "n_layers": 2, "n_heads": 2, "max_history": 20},
+        "training": {"max_epochs": 3, "eval_users": 500},
+        "decoding": {"beam": 32},
+    },
+    "small": {},
+    # OneRec-V2 section 4.4, the 0.1B row
+    "base": {
+        "model": {"d_model": 640, "n_layers": 12, "n_heads": 10, "max_history": 512},
+        "quantizer": {"codebook_sizes": [8192, 8192, 8192]},
+        "training": {"learning_rate": 5e-4, "precision": "bf16", "batch_tokens": 16384},
+        "decoding": {"beam": 512},
+    },
+}
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _known_fields(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def _explain(error: ValidationError, place: str) -> RankloomError:
+    lines, actions = [], []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"]) or "configuration"
+        if item["type"] == "extra_forbidden":
+            known = _known_fields(item["loc"])
+            close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            lines.append(f"unknown key {name!r}")
+            actions.append(f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}")
+        else:
+            lines.append(f"{name}: {item['msg']} (got {item['input']!r})")
+    return RankloomError("; ".join(lines), place=place, action=" ".join(actions) or "see docs/configuration.md", code="config-invalid")
