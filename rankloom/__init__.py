@@ -1,8 +1,8 @@
 """Rankloom: one generative model and one space of semantic IDs for feed, search and ads.
 
-    import rankloom
-    model = rankloom.Rankloom.from_pretrained("model")
-    model.recommend("user-1", k=10, filter="price < 30")
+import rankloom
+model = rankloom.Rankloom.from_pretrained("model")
+model.recommend("user-1", k=10, filter="price < 30")
 """
 
 from __future__ import annotations

@@ -30,7 +30,16 @@ class DataConfig(Section):
     """Which events train the model and how time is split (data/sequences.py)."""
 
     split: Literal["leave-one-out", "time"] = "time"
-    target_events: tuple[str, ...] = ("click", "view", "like", "follow", "comment", "share", "add_to_cart", "purchase")
+    target_events: tuple[str, ...] = (
+        "click",
+        "view",
+        "like",
+        "follow",
+        "comment",
+        "share",
+        "add_to_cart",
+        "purchase",
+    )
     """Event kinds that the model learns to predict. Impressions and dislikes never are."""
     context_events: tuple[str, ...] = ("dislike",)
     """Event kinds that are seen in the history but never predicted."""
@@ -201,7 +210,9 @@ class Config(Section):
     def preset_config(cls, name: str) -> Config:
         """The named preset. Raises `RankloomError` for an unknown name."""
         if name not in PRESETS:
-            raise RankloomError(f"no preset {name!r}", action=f"choose one of {', '.join(PRESETS)}", code="unknown-preset")
+            raise RankloomError(
+                f"no preset {name!r}", action=f"choose one of {', '.join(PRESETS)}", code="unknown-preset"
+            )
         return cls.parse({"preset": name}, place=f"preset {name}")
 
     @classmethod
@@ -211,11 +222,26 @@ class Config(Section):
         try:
             raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except FileNotFoundError:
-            raise RankloomError(f"no configuration file {path}", place=str(path), action="check --config", code="config-missing") from None
+            raise RankloomError(
+                f"no configuration file {path}",
+                place=str(path),
+                action="check --config",
+                code="config-missing",
+            ) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RankloomError(f"{path.name} is not valid YAML: {error}", place=str(path), action="mend the file", code="config-broken") from None
+            raise RankloomError(
+                f"{path.name} is not valid YAML: {error}",
+                place=str(path),
+                action="mend the file",
+                code="config-broken",
+            ) from None
         if not isinstance(raw, dict):
-            raise RankloomError(f"{path.name} must hold a mapping of sections", place=str(path), action="see docs/configuration.md", code="config-broken")
+            raise RankloomError(
+                f"{path.name} must hold a mapping of sections",
+                place=str(path),
+                action="see docs/configuration.md",
+                code="config-broken",
+            )
         return cls.parse({"preset": preset, **raw}, place=str(path))
 
     @classmethod
@@ -223,7 +249,12 @@ class Config(Section):
         """Validates `raw` on top of the preset it names."""
         preset = raw.get("preset", "small")
         if preset not in PRESETS:
-            raise RankloomError(f"no preset {preset!r}", place=place, action=f"choose one of {', '.join(PRESETS)}", code="unknown-preset")
+            raise RankloomError(
+                f"no preset {preset!r}",
+                place=place,
+                action=f"choose one of {', '.join(PRESETS)}",
+                code="unknown-preset",
+            )
         try:
             return cls.model_validate(_merge(PRESETS[preset], raw))
         except ValidationError as error:
@@ -235,13 +266,23 @@ class Config(Section):
         for assignment in assignments:
             name, separator, value = assignment.partition("=")
             if not separator:
-                raise RankloomError(f"{assignment!r} is not name=value", place=place, action="write e.g. --set model.n_layers=6", code="config-override")
+                raise RankloomError(
+                    f"{assignment!r} is not name=value",
+                    place=place,
+                    action="write e.g. --set model.n_layers=6",
+                    code="config-override",
+                )
             node = raw
             *parents, leaf = name.strip().split(".")
             for parent in parents:
                 node = node.setdefault(parent, {})
                 if not isinstance(node, dict):
-                    raise RankloomError(f"{parent!r} in {name!r} is not a section", place=place, action="see docs/configuration.md", code="config-override")
+                    raise RankloomError(
+                        f"{parent!r} in {name!r} is not a section",
+                        place=place,
+                        action="see docs/configuration.md",
+                        code="config-override",
+                    )
             node[leaf] = yaml.safe_load(value)
         try:
             return Config.model_validate(raw)
@@ -285,7 +326,9 @@ def _known_fields(location: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Config
     for part in location[:-1]:
         field = model.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        ):
             return []
         model = field.annotation
     return list(model.model_fields)
@@ -302,4 +345,9 @@ def _explain(error: ValidationError, place: str) -> RankloomError:
             actions.append(f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}")
         else:
             lines.append(f"{name}: {item['msg']} (got {item['input']!r})")
-    return RankloomError("; ".join(lines), place=place, action=" ".join(actions) or "see docs/configuration.md", code="config-invalid")
+    return RankloomError(
+        "; ".join(lines),
+        place=place,
+        action=" ".join(actions) or "see docs/configuration.md",
+        code="config-invalid",
+    )

@@ -13,7 +13,9 @@ class RankloomError(Exception):
         code: stable machine-readable code, `kebab-case`.
     """
 
-    def __init__(self, message: str, *, place: str | None = None, action: str | None = None, code: str = "error") -> None:
+    def __init__(
+        self, message: str, *, place: str | None = None, action: str | None = None, code: str = "error"
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.place = place

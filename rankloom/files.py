@@ -79,7 +79,12 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, marker: str | No
     """
     path = Path(path).absolute()
     if path.exists() and not path.is_dir():
-        raise RankloomError(f"{path} is a file, a folder is needed", place=str(path), action="choose another --out", code="out-is-file")
+        raise RankloomError(
+            f"{path} is a file, a folder is needed",
+            place=str(path),
+            action="choose another --out",
+            code="out-is-file",
+        )
     if path.is_dir() and any(path.iterdir()):
         if not overwrite:
             raise RankloomError(
@@ -129,7 +134,9 @@ def sha256_file(path: str | Path) -> str:
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as UTF-8 JSON, atomically."""
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(value, ensure_ascii=False, indent=2, sort_keys=False) + "\n", encoding="utf-8"
+        )
 
 
 def read_json(path: str | Path) -> Any:
@@ -138,6 +145,13 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RankloomError(f"no file {path.name}", place=str(path), action="check the path", code="file-missing") from None
+        raise RankloomError(
+            f"no file {path.name}", place=str(path), action="check the path", code="file-missing"
+        ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RankloomError(f"{path.name} is not valid JSON: {error}", place=str(path), action="restore the file", code="json-broken") from None
+        raise RankloomError(
+            f"{path.name} is not valid JSON: {error}",
+            place=str(path),
+            action="restore the file",
+            code="json-broken",
+        ) from None

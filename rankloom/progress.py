@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,7 +27,9 @@ class Progress:
         quiet: never print.
     """
 
-    def __init__(self, description: str, total: int | None = None, *, unit: str = "", quiet: bool = False) -> None:
+    def __init__(
+        self, description: str, total: int | None = None, *, unit: str = "", quiet: bool = False
+    ) -> None:
         self.description = description
         self.total = total
         self.unit = unit
@@ -71,9 +73,11 @@ class Progress:
         self.close()
 
 
-def track(items: Iterable[T], description: str, total: int | None = None, *, unit: str = "", quiet: bool = False) -> Iterator[T]:
+def track(
+    items: Iterable[T], description: str, total: int | None = None, *, unit: str = "", quiet: bool = False
+) -> Iterator[T]:
     """Iterates `items` under a `Progress`."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with Progress(description, total, unit=unit, quiet=quiet) as progress:
         for item in items:

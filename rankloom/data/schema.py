@@ -48,7 +48,11 @@ EVENT_OPTIONAL: Final[dict[str, pl.DataType]] = {
     "simulated": pl.Boolean(),
 }
 USER_REQUIRED: Final[dict[str, pl.DataType]] = {"user_id": pl.String()}
-CAMPAIGN_REQUIRED: Final[dict[str, pl.DataType]] = {"campaign_id": pl.String(), "item_id": pl.String(), "budget_micros": pl.Int64()}
+CAMPAIGN_REQUIRED: Final[dict[str, pl.DataType]] = {
+    "campaign_id": pl.String(),
+    "item_id": pl.String(),
+    "budget_micros": pl.Int64(),
+}
 CAMPAIGN_OPTIONAL: Final[dict[str, pl.DataType]] = {
     "target_cpa_micros": pl.Int64(),
     "start": TIME,
@@ -59,7 +63,18 @@ CAMPAIGN_OPTIONAL: Final[dict[str, pl.DataType]] = {
 
 # Code 0 is padding, so that an event kind indexes an embedding table directly.
 EVENT_KINDS: Final[tuple[str, ...]] = (
-    "<pad>", "impression", "click", "view", "like", "follow", "comment", "share", "dislike", "add_to_cart", "purchase", "search",
+    "<pad>",
+    "impression",
+    "click",
+    "view",
+    "like",
+    "follow",
+    "comment",
+    "share",
+    "dislike",
+    "add_to_cart",
+    "purchase",
+    "search",
 )
 KIND_CODE: Final[dict[str, int]] = {kind: code for code, kind in enumerate(EVENT_KINDS)}
 

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
+
+from rankloom.config import DataConfig
+from rankloom.data import schema
+from rankloom.data.shop import Shop
+from rankloom.errors import RankloomError
 
 TRAIN: Final = 0
 VALID: Final = 1
@@ -70,7 +76,9 @@ class Sequences:
         """(E,) the user of each interaction."""
         return np.repeat(np.arange(self.n_users, dtype=np.int32), np.diff(self.offsets))
 
-    def cases(self, stage: int, *, max_per_user: int | None = None, max_users: int | None = None, seed: int = 0) -> Cases:
+    def cases(
+        self, stage: int, *, max_per_user: int | None = None, max_users: int | None = None, seed: int = 0
+    ) -> Cases:
         """What to predict in `stage`: the first `max_per_user` targets of each user, of at most `max_users` random users."""
         rows = np.flatnonzero((self.stage == stage) & self.target)
         owner = self.user[rows]
@@ -108,3 +116,177 @@ class Cases:
 
     def __len__(self) -> int:
         return len(self.user)
+
+
+# A kind later in this order overrides an earlier one when events of one interaction are merged.
+_STRENGTH: Final = (
+    "impression",
+    "search",
+    "click",
+    "view",
+    "like",
+    "follow",
+    "comment",
+    "share",
+    "add_to_cart",
+    "purchase",
+    "dislike",
+)
+_MERGE_WITHIN_US: Final = 3_600_000_000
+
+
+def load_sequences(shop: Shop, config: DataConfig) -> Sequences:
+    """Reads a shop's log as split, merged, time-ordered sequences.
+
+    Raises:
+        RankloomError: no event of a target kind joins the catalogue, or the split leaves nothing to train on or to test.
+    """
+    items = shop.items().select("item_id").with_row_index("item")
+    has_clock = shop.origin.get("clock") != "order"
+    frame = _read_interactions(shop, config, items, has_clock=has_clock)
+    if frame.height == 0 or not frame["target"].any():
+        raise RankloomError(
+            f"no event of {shop.path} is of a kind to learn from ({', '.join(config.target_events)}) and joins the catalogue",
+            place=str(shop.path / schema.EVENTS),
+            action="run `rankloom validate` on the shop, or set data.target_events",
+            code="no-targets",
+        )
+    user = frame["user_id"].rle_id().to_numpy()
+    n_users = int(user[-1]) + 1
+    offsets = np.r_[0, np.cumsum(np.bincount(user, minlength=n_users))].astype(np.int64)
+    timestamp = frame["timestamp"].to_numpy()
+    target = frame["target"].to_numpy()
+    if config.split == "leave-one-out":
+        stage = _leave_one_out(user, target, n_users)
+    else:
+        if not has_clock:
+            raise RankloomError(
+                "this shop has ordered lists without times, so it cannot be split by time",
+                place=str(shop.path),
+                action="use --split leave-one-out",
+                code="split-needs-clock",
+            )
+        stage = _by_time(timestamp, target, config)
+    queries = tuple(frame["query"].drop_nulls().unique(maintain_order=True).to_list())
+    query = (
+        frame["query"].replace_strict(
+            list(queries), list(range(len(queries))), default=-1, return_dtype=pl.Int32
+        )
+        if queries
+        else None
+    )
+    return Sequences(
+        user_ids=frame["user_id"].gather(offsets[:-1].tolist()).to_numpy().astype(np.str_),
+        offsets=offsets,
+        item=frame["item"].to_numpy().astype(np.int32),
+        kind=frame["kind"].to_numpy().astype(np.int8),
+        timestamp=timestamp.astype(np.int64),
+        watch_ratio=frame["watch_ratio"].fill_null(float("nan")).to_numpy().astype(np.float32),
+        surface=frame["surface"].to_numpy().astype(np.int8),
+        position=frame["position"].fill_null(-1).clip(-1, 32_000).to_numpy().astype(np.int16),
+        query=np.full(frame.height, -1, dtype=np.int32)
+        if query is None
+        else query.fill_null(-1).to_numpy().astype(np.int32),
+        target=target.astype(np.bool_),
+        stage=stage,
+        n_items=items.height,
+        queries=queries,
+        has_clock=has_clock,
+    )
+
+
+def _read_interactions(
+    shop: Shop, config: DataConfig, items: pl.DataFrame, *, has_clock: bool
+) -> pl.DataFrame:
+    """Events of the wanted kinds, joined, sorted and merged: user_id, item, kind, timestamp, target and features."""
+    events = shop.scan(schema.EVENTS)
+    columns = events.collect_schema().names()
+    optional = {"watch_s": pl.Float64(), "surface": pl.String(), "position": pl.Int32(), "query": pl.String()}
+    wanted = {*config.target_events, *config.context_events}
+    frame = (
+        events.filter(pl.col("event").is_in(list(wanted)))
+        .select(
+            "user_id",
+            "item_id",
+            "event",
+            pl.col("timestamp").dt.timestamp("us"),
+            *[
+                pl.col(name).cast(kind) if name in columns else pl.lit(None, dtype=kind).alias(name)
+                for name, kind in optional.items()
+            ],
+        )
+        .collect()
+    )
+    durations = shop.scan(schema.ITEMS).collect_schema().names()
+    if "duration_s" in durations:
+        items = items.with_columns(shop.items()["duration_s"].alias("duration_s"))
+    else:
+        items = items.with_columns(pl.lit(None, dtype=pl.Float64()).alias("duration_s"))
+    strength = {kind: rank for rank, kind in enumerate(_STRENGTH)}
+    frame = frame.join(items, on="item_id", how="inner").with_columns(
+        (pl.col("watch_s") / pl.when(pl.col("duration_s") > 0).then(pl.col("duration_s"))).alias(
+            "watch_ratio"
+        ),
+        pl.col("event").replace_strict(strength, default=0, return_dtype=pl.Int8).alias("strength"),
+        pl.col("event").is_in(list(config.target_events)).alias("target"),
+        pl.col("surface")
+        .replace_strict(schema.SURFACE_CODE, default=0, return_dtype=pl.Int8)
+        .alias("surface"),
+    )
+    if config.min_watch_ratio is not None:
+        short = (pl.col("event") == "view") & (pl.col("watch_ratio") < config.min_watch_ratio)
+        frame = frame.with_columns((pl.col("target") & ~short.fill_null(False)).alias("target"))
+    frame = frame.sort("user_id", "timestamp", maintain_order=True)
+    if has_clock:
+        same = (
+            (pl.col("user_id") == pl.col("user_id").shift())
+            & (pl.col("item") == pl.col("item").shift())
+            & (pl.col("timestamp") - pl.col("timestamp").shift() <= _MERGE_WITHIN_US)
+        )
+        frame = (
+            frame.with_columns((~same.fill_null(False)).cum_sum().alias("run"))
+            .group_by("run", maintain_order=True)
+            .agg(
+                pl.col("user_id", "item", "timestamp", "surface", "position").first(),
+                pl.col("query").drop_nulls().first(),
+                pl.col("watch_ratio", "strength").max(),
+                (pl.col("target").any() & ~(pl.col("event") == "dislike").any()).alias("target"),
+            )
+        )
+    kinds = [schema.KIND_CODE[kind] for kind in _STRENGTH]
+    return frame.with_columns(
+        pl.col("strength").replace_strict(list(range(len(kinds))), kinds, return_dtype=pl.Int8).alias("kind")
+    )
+
+
+def _leave_one_out(user: NDArray[np.integer], target: NDArray[np.bool_], n_users: int) -> NDArray[np.int8]:
+    """Last target TEST, the one before VALID; users with fewer than three targets only train."""
+    rows = np.flatnonzero(target)
+    owner = user[rows]
+    counts = np.bincount(owner, minlength=n_users)
+    ends = np.cumsum(counts)
+    usable = counts >= 3
+    never = np.iinfo(np.int64).max
+    last = np.full(n_users, never)
+    before_last = np.full(n_users, never)
+    last[usable] = rows[ends[usable] - 1]
+    before_last[usable] = rows[ends[usable] - 2]
+    row = np.arange(len(user))
+    stage: NDArray[np.int8] = (row >= before_last[user]).astype(np.int8) + (row >= last[user]).astype(np.int8)
+    return stage
+
+
+def _by_time(timestamp: NDArray[np.int64], target: NDArray[np.bool_], config: DataConfig) -> NDArray[np.int8]:
+    times = np.sort(timestamp[target])
+    test_from = times[int(len(times) * (1 - config.test_share))]
+    valid_from = times[int(len(times) * (1 - config.test_share - config.valid_share))]
+    if not times[0] < valid_from < test_from:
+        raise RankloomError(
+            "the log's times are too few or too equal to be split into training, validation and test",
+            action="use --split leave-one-out, or import more days",
+            code="split-impossible",
+        )
+    stage: NDArray[np.int8] = (timestamp >= valid_from).astype(np.int8) + (timestamp >= test_from).astype(
+        np.int8
+    )
+    return stage

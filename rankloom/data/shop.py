@@ -33,17 +33,37 @@ class Shop:
         """Opens a shop folder. Raises `RankloomError` when it is not one."""
         path = Path(path)
         if not path.is_dir():
-            raise RankloomError(f"no shop folder {path}", place=str(path), action="import one with `rankloom import`, or check the path", code="shop-missing")
+            raise RankloomError(
+                f"no shop folder {path}",
+                place=str(path),
+                action="import one with `rankloom import`, or check the path",
+                code="shop-missing",
+            )
         for name, required in ((schema.ITEMS, schema.ITEM_REQUIRED), (schema.EVENTS, schema.EVENT_REQUIRED)):
             if not (path / name).is_file():
-                raise RankloomError(f"the shop {path} has no {name}", place=str(path / name), action="import the data again with `rankloom import`", code="shop-incomplete")
+                raise RankloomError(
+                    f"the shop {path} has no {name}",
+                    place=str(path / name),
+                    action="import the data again with `rankloom import`",
+                    code="shop-incomplete",
+                )
             try:
                 columns = pl.scan_parquet(path / name).collect_schema()
             except Exception as error:
-                raise RankloomError(f"{name} is not readable Parquet: {error}", place=str(path / name), action="import the data again", code="parquet-broken") from None
+                raise RankloomError(
+                    f"{name} is not readable Parquet: {error}",
+                    place=str(path / name),
+                    action="import the data again",
+                    code="parquet-broken",
+                ) from None
             missing = [column for column in required if column not in columns]
             if missing:
-                raise RankloomError(f"{name} lacks the column {', '.join(missing)}", place=str(path / name), action="run `rankloom validate` on the shop", code="column-missing")
+                raise RankloomError(
+                    f"{name} lacks the column {', '.join(missing)}",
+                    place=str(path / name),
+                    action="run `rankloom validate` on the shop",
+                    code="column-missing",
+                )
         origin = read_json(path / "shop.json") if (path / "shop.json").exists() else {}
         return cls(path=path, origin=origin)
 

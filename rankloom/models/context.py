@@ -1,0 +1,202 @@
+"""The context processor: user, history and query become keys and values without any context computation.
+
+OneRec-V2 section 4.2. Every element (a past interaction, a query, the user's static features, a constant null element)
+goes through its pathway Dense - LeakyReLU - Dense into d_context = S_kv * L_kv * G_kv * E, is cut into chunks, and each
+chunk is normed into one K or V of one of the L_kv sets. Elements never look at each other, so a cached context grows
+by appending.
+
+Which target sees which element is a matter of two integers: element n is visible to target t when
+`visible_from[n] <= t`. An interaction at place p is visible from p + 1, the query of target p from p, statics from 0.
+
+Shapes: B users, N context elements, T targets, Q levels of a semantic ID, G K/V groups, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from rankloom.config import ModelConfig
+from rankloom.data.schema import EVENT_KINDS, SURFACES
+from rankloom.models.items import ItemEncoder
+from rankloom.models.layers import RMSNorm
+
+N_WATCH_BUCKETS: Final = 12
+N_GAP_BUCKETS: Final = 32
+N_POSITION_BUCKETS: Final = 12
+N_USER_FEATURES: Final = 4096
+
+
+@dataclass
+class ContextBatch:
+    """What the model is conditioned on. Rows are padded at the end.
+
+    Attributes:
+        item_BT: (B, P) catalogue rows of the history, -1 for padding.
+        kind_BT, watch_BT, gap_BT, surface_BT, position_BT: (B, P) bucketed features of each interaction.
+        query_BQD: (B, R, D_text) vectors of queries, or None.
+        query_from_BQ: (B, R) the target from which each query is visible; a large number for padding.
+        user_BF: (B, F) hashed static features of the user, 0 for none, or None.
+        length_B: (B,) interactions of each row.
+    """
+
+    item_BT: Tensor
+    kind_BT: Tensor
+    watch_BT: Tensor
+    gap_BT: Tensor
+    surface_BT: Tensor
+    position_BT: Tensor
+    length_B: Tensor
+    query_BQD: Tensor | None = None
+    query_from_BQ: Tensor | None = None
+    user_BF: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> ContextBatch:
+        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return ContextBatch(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+
+    @property
+    def batch_size(self) -> int:
+        return self.item_BT.shape[0]
+
+
+@dataclass
+class ContextKV:
+    """The L_kv ready-made key/value sets, (B, G, N, E) each, and who may see what.
+
+    Attributes:
+        visible_from_BN: (B, N) first target that sees an element.
+        is_history_BN: (B, N) whether an element is an interaction (and has a recency).
+        length_B: (B,) interactions per row; at serving the one target is t = length.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    visible_from_BN: Tensor
+    is_history_BN: Tensor
+    length_B: Tensor
+
+
+class ContextProcessor(nn.Module):
+    """Elements to K/V sets. See the module's docstring."""
+
+    def __init__(self, config: ModelConfig, *, items: ItemEncoder, text_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.g_kv = config.g_kv or config.n_heads
+        self.head_dim = config.d_model // config.n_heads
+        d_context = config.s_kv * config.l_kv * self.g_kv * self.head_dim
+        # OneRec-V2 section 4.4: sparse features are d_model / 20 wide
+        width = max(8, config.d_model // 20)
+        self.kind = nn.Embedding(len(EVENT_KINDS), width)
+        self.watch = nn.Embedding(N_WATCH_BUCKETS, width)
+        self.gap = nn.Embedding(N_GAP_BUCKETS, width)
+        self.surface = nn.Embedding(len(SURFACES), width)
+        self.position = nn.Embedding(N_POSITION_BUCKETS, width)
+        self.history_path = _pathway(items.dim + 5 * width, config.d_model, d_context)
+        self.query_path = _pathway(text_dim, config.d_model, d_context)
+        self.user = nn.EmbeddingBag(N_USER_FEATURES, 4 * width, mode="sum", padding_idx=0)
+        self.user_path = _pathway(4 * width, config.d_model, d_context)
+        self.null = nn.Parameter(torch.randn(d_context) * 0.02)
+        chunk = self.g_kv * self.head_dim
+        self.key_norms = nn.ModuleList(RMSNorm(chunk) for _ in range(config.l_kv))
+        self.value_norms = nn.ModuleList(RMSNorm(chunk) for _ in range(config.l_kv if config.s_kv == 2 else 0))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, batch: ContextBatch, item_vectors: Tensor) -> ContextKV:
+        """
+        Args:
+            batch: the context.
+            item_vectors: (B, P, D_item) encoded items of `batch.item_BT` (padding rows may hold anything).
+        """
+        history_BTD = self.history_path(
+            torch.cat(
+                [
+                    item_vectors,
+                    self.kind(batch.kind_BT),
+                    self.watch(batch.watch_BT),
+                    self.gap(batch.gap_BT),
+                    self.surface(batch.surface_BT),
+                    self.position(batch.position_BT),
+                ],
+                dim=-1,
+            )
+        )
+        batch_size, places, _ = history_BTD.shape
+        device = history_BTD.device
+        place = torch.arange(places, device=device).expand(batch_size, places)
+        never = torch.iinfo(torch.int32).max
+        seen_from = torch.where(batch.item_BT >= 0, place + 1, never)
+        parts = [self.null.expand(batch_size, 1, -1), history_BTD]
+        visible_from = [torch.zeros(batch_size, 1, dtype=place.dtype, device=device), seen_from]
+        if batch.user_BF is not None:
+            user_BD = self.user_path(self.user(batch.user_BF))
+            has_user = (batch.user_BF > 0).any(-1, keepdim=True)
+            parts.append(user_BD[:, None])
+            visible_from.append(torch.where(has_user, 0, never))
+        if batch.query_BQD is not None and batch.query_from_BQ is not None:
+            parts.append(self.query_path(batch.query_BQD))
+            visible_from.append(batch.query_from_BQ)
+        elements = self.dropout(torch.cat(parts, dim=1))
+        is_history = torch.zeros(elements.shape[:2], dtype=torch.bool, device=device)
+        is_history[:, 1 : places + 1] = True
+        keys, values = [], []
+        chunks = elements.chunk(self.config.l_kv * self.config.s_kv, dim=-1)
+        for layer in range(self.config.l_kv):
+            key = self.key_norms[layer](chunks[layer * self.config.s_kv])
+            value = self.value_norms[layer](chunks[layer * 2 + 1]) if self.config.s_kv == 2 else key
+            keys.append(self._heads(key))
+            values.append(self._heads(value))
+        return ContextKV(keys, values, torch.cat(visible_from, dim=1), is_history, batch.length_B)
+
+    def _heads(self, x_BNC: Tensor) -> Tensor:
+        batch, n_context, _ = x_BNC.shape
+        return x_BNC.view(batch, n_context, self.g_kv, self.head_dim).transpose(1, 2)
+
+
+def _pathway(source: int, hidden: int, out: int) -> nn.Sequential:
+    """Dense - LeakyReLU - Dense, as every behaviour pathway of the technical report."""
+    return nn.Sequential(nn.Linear(source, hidden), nn.LeakyReLU(), nn.Linear(hidden, out))
+
+
+def visibility(kv: ContextKV, target_BT: Tensor, max_history: int) -> tuple[Tensor, Tensor]:
+    """(B, T, N) recency ranks and (B, T, N) visibility of the context for targets at the given places.
+
+    An interaction older than `max_history` places before its target is not visible, so that training on long sequences
+    sees the same window as serving.
+    """
+    age = target_BT[:, :, None] - kv.visible_from_BN[:, None, :]
+    visible = age >= 0
+    history = kv.is_history_BN[:, None, :].expand_as(age)
+    visible = visible & (~history | (age < max_history))
+    rank = torch.where(history & visible, age + 1, 0).clamp(0, max_history)
+    return rank, visible
+
+
+def watch_bucket(ratio: Tensor) -> Tensor:
+    """Watched share of the duration to a bucket; 0 is unknown."""
+    bounds = torch.tensor([0.02, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.1, 1.6, 3.0])
+    bucket = 1 + torch.bucketize(torch.nan_to_num(ratio, nan=0.0), bounds)
+    return torch.where(torch.isnan(ratio), 0, bucket)
+
+
+def gap_bucket(seconds: Tensor) -> Tensor:
+    """Seconds since the interaction before to a bucket on a log scale (half octaves of minutes); 0 is unknown."""
+    minutes = seconds.clamp_min(0).double() / 60
+    bucket = 1 + (torch.log2(minutes + 1) * 1.5).floor().long()
+    return torch.where(seconds < 0, 0, bucket.clamp(1, N_GAP_BUCKETS - 1))
+
+
+def position_bucket(position: Tensor) -> Tensor:
+    """Rank in the list shown to a bucket; 0 is unknown."""
+    bucket = 1 + torch.where(position < 8, position, 8 + torch.log2(position.clamp_min(8).float() / 8).long()).long()
+    return torch.where(position < 0, 0, bucket.clamp(1, N_POSITION_BUCKETS - 1))
+
+
+def unused_features(batch_size: int, places: int) -> dict[str, Tensor]:
+    """Zero features of the right shape, for callers that only have items."""
+    zeros = torch.zeros(batch_size, places, dtype=torch.long)
+    return dict.fromkeys(("kind_BT", "watch_BT", "gap_BT", "surface_BT", "position_BT"), zeros)

@@ -1,0 +1,307 @@
+"""The generator: OneRec-V2's lazy decoder with position-specific heads and a selection head on the same forward.
+
+Notable features:
+* context processor without context computation, K/V shared over layers (L_kv), between K and V (S_kv) and heads (G_kv);
+* block = cross-attention, causal self-attention, FFN, each pre-normed with a residual (section 4.3, in that order);
+* no K/V projection in cross-attention; MoE FFNs with auxiliary-loss-free balancing from block `moe_first_dense` on;
+* training on every position of a sequence in one pass: each target is an own little decoder [BOS, s1, .., s_{Q-1}] that
+  sees only what came before it;
+* decoding code by code with a suffix cache per beam; the context is computed once per request;
+* the final hidden state of BOS, before any code is chosen, is the user's state for the selection head.
+
+Shapes: B users or requests, T targets (positions), M = targets in a batch (flattened), L codes in (BOS and the codes
+before the last), Q levels, D width, W beams, K codebook size, N context elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rankloom.config import Config, ModelConfig
+from rankloom.data.schema import SURFACES
+from rankloom.models.context import ContextBatch, ContextKV, ContextProcessor, visibility
+from rankloom.models.items import ItemEncoder
+from rankloom.models.layers import (
+    GatedFFN,
+    LazyCrossAttention,
+    MixtureOfExperts,
+    RMSNorm,
+    SuffixSelfAttention,
+)
+
+
+@dataclass
+class Prefix:
+    """Everything about a batch of requests that no beam changes: computed once."""
+
+    kv: ContextKV
+    rank_B1N: Tensor
+    visible_B1N: Tensor
+    surface_B: Tensor
+
+    @property
+    def batch_size(self) -> int:
+        return self.rank_B1N.shape[0]
+
+
+@dataclass
+class SuffixCache:
+    """Per layer the keys and values of the codes chosen so far, (B * W, P, H, E), and the beam count W."""
+
+    layers: list[tuple[Tensor, Tensor]]
+    n_beams: int
+
+
+class LazyBlock(nn.Module):
+    """Cross-attention, self-attention, FFN."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        dim = config.d_model
+        self.kv_set = layer * config.l_kv // config.n_layers
+        self.cross_norm = RMSNorm(dim)
+        self.cross = LazyCrossAttention(
+            dim, n_heads=config.n_heads, g_kv=config.g_kv or config.n_heads, max_history=config.max_history
+        )
+        self.self_norm = RMSNorm(dim)
+        self.self_attention = SuffixSelfAttention(dim, n_heads=config.n_heads)
+        self.ffn_norm = RMSNorm(dim)
+        hidden = round(config.ffn_mult * dim)
+        self.ffn: GatedFFN | MixtureOfExperts
+        if config.moe_experts and layer >= config.moe_first_dense:
+            self.ffn = MixtureOfExperts(
+                dim,
+                n_experts=config.moe_experts,
+                top_k=config.moe_top_k,
+                n_shared=config.moe_shared,
+                # the active experts spend exactly the dense budget (section 4.4)
+                hidden=config.moe_expert_hidden or max(1, hidden // (config.moe_top_k + config.moe_shared)),
+            )
+        else:
+            self.ffn = GatedFFN(dim, hidden)
+        self.dropout = nn.Dropout(config.dropout)
+
+
+class LazyDecoder(nn.Module):
+    """The whole model. Build it with `LazyDecoder.from_config`."""
+
+    def __init__(
+        self, config: ModelConfig, *, items: ItemEncoder, codebook_sizes: Sequence[int], text_dim: int
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.codebook_sizes = tuple(codebook_sizes)
+        dim = config.d_model
+        self.items = items
+        self.context = ContextProcessor(config, items=items, text_dim=text_dim)
+        self.bos = nn.Parameter(torch.randn(dim) * 0.02)
+        self.surface = nn.Embedding(len(SURFACES), dim)
+        # one table per level but the last, whose code is never an input
+        self.code_inputs = nn.ModuleList(nn.Embedding(size, dim) for size in self.codebook_sizes[:-1])
+        self.blocks = nn.ModuleList(LazyBlock(config, layer) for layer in range(config.n_layers))
+        self.head_norms = nn.ModuleList(RMSNorm(dim) for _ in self.codebook_sizes)
+        self.heads = nn.ModuleList(nn.Linear(dim, size, bias=False) for size in self.codebook_sizes)
+        self.select_norm = RMSNorm(dim)
+        self.select = nn.Linear(dim, items.dim, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self._init_weights()
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Config,
+        *,
+        codes_IQ: Tensor,
+        content_IC: Tensor,
+        codebook_sizes: Sequence[int],
+        n_trained: int,
+        text_dim: int,
+    ) -> LazyDecoder:
+        """The model for a catalogue: `codes_IQ` (I, Q) semantic IDs, `content_IC` (I, C) content vectors."""
+        items = ItemEncoder(
+            dim=config.model.d_model,
+            n_trained=n_trained,
+            codes_IQ=codes_IQ,
+            content_IC=content_IC,
+            codebook_sizes=codebook_sizes,
+            learned=config.model.item_embedding,
+            item_dropout=config.model.item_dropout,
+        )
+        return cls(config.model, items=items, codebook_sizes=codebook_sizes, text_dim=text_dim)
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        # residual branches start small, as deep pre-norm stacks want
+        scale = (3 * self.config.n_layers) ** -0.5
+        for block in self.lazy_blocks():
+            for linear in (block.cross.out, block.self_attention.out):
+                linear.weight.data.mul_(scale)
+
+    def lazy_blocks(self) -> list[LazyBlock]:
+        return [block for block in self.blocks if isinstance(block, LazyBlock)]
+
+    def n_core_parameters(self) -> int:
+        """Parameters of the decoder blocks, the figure that OneRec-V2's table of sizes counts."""
+        return sum(
+            p.numel()
+            for name, p in self.blocks.named_parameters()
+            if "norm" not in name and "recency" not in name and "router" not in name
+        )
+
+    # -- training: every target of every sequence in one pass ------------------------------------------------------
+
+    def forward(
+        self,
+        batch: ContextBatch,
+        target_BT: Tensor,
+        codes_MQ: Tensor,
+        surface_BT: Tensor,
+        *,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states of all targets, teacher forced.
+
+        Args:
+            batch: sequences; the target at place t sees what `visibility` allows.
+            target_BT: (B, T) bool, which places are targets; M = target_BT.sum().
+            codes_MQ: (M, Q) codes of the targets, in row-major order of `target_BT`.
+            surface_BT: (B, T) surface on which each target was shown.
+            keep: which learned item vectors may be used (`ItemEncoder.keep_mask`).
+
+        Returns:
+            (M, Q, D): row 0 of the second axis is BOS, which predicts the first code.
+        """
+        kv = self.context(batch, self.items(batch.item_BT, keep))
+        batch_size, places = target_BT.shape
+        place_BT = torch.arange(places, device=target_BT.device).expand(batch_size, places)
+        rank, visible = visibility(kv, place_BT, self.config.max_history)
+        row, place = target_BT.nonzero(as_tuple=True)
+        h_MLD = self._embed(codes_MQ[:, :-1], surface_BT[row, place])
+        n_codes = h_MLD.shape[1]
+        for block in self.lazy_blocks():
+            normed = block.cross_norm(h_MLD)
+            grid = normed.new_zeros(batch_size, places, n_codes, normed.shape[-1])
+            grid = grid.index_put((row, place), normed)
+            crossed = block.cross(grid, kv.keys[block.kv_set], kv.values[block.kv_set], rank, visible)[row, place]
+            h_MLD = h_MLD + block.dropout(crossed)
+            h_MLD = h_MLD + block.dropout(block.self_attention(block.self_norm(h_MLD)))
+            h_MLD = h_MLD + block.dropout(block.ffn(block.ffn_norm(h_MLD)))
+        return h_MLD
+
+    def code_logits(self, h_MLD: Tensor, level: int) -> Tensor:
+        """(M, K_level) logits of the code at `level` from the hidden states of `forward`."""
+        return self.heads[level](self.head_norms[level](h_MLD[:, level]))  # type: ignore[no-any-return]
+
+    def user_state(self, h_BOS: Tensor) -> Tensor:
+        """(..., D_item) query vector of the selection head from the final hidden state of BOS."""
+        return self.select(self.select_norm(h_BOS))  # type: ignore[no-any-return]
+
+    def _embed(self, codes_MP: Tensor, surface_M: Tensor) -> Tensor:
+        start = self.bos + self.surface(surface_M)
+        parts = [start[:, None]]
+        parts += [self.code_inputs[level](codes_MP[:, level])[:, None] for level in range(codes_MP.shape[1])]
+        return self.dropout(torch.cat(parts, dim=1))  # type: ignore[no-any-return]
+
+    # -- decoding: the context once, then code by code -------------------------------------------------------------
+
+    def prefill(self, batch: ContextBatch, surface_B: Tensor | None = None) -> Prefix:
+        """Computes the context of B requests; the one target of each comes right after its history."""
+        kv = self.context(batch, self.items(batch.item_BT))
+        rank, visible = visibility(kv, batch.length_B[:, None], self.config.max_history)
+        if surface_B is None:
+            surface_B = torch.zeros(batch.batch_size, dtype=torch.long, device=batch.item_BT.device)
+        return Prefix(kv, rank, visible, surface_B)
+
+    def step(
+        self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: SuffixCache | None
+    ) -> tuple[Tensor, SuffixCache]:
+        """Logits (B, W, K_level) of the next code for every beam.
+
+        At level 0 there is one beam and `codes_BW` is None; later `codes_BW` holds the codes chosen at `level - 1`.
+        """
+        h_BWD, cache = self._advance(prefix, level, codes_BW, cache)
+        return self.heads[level](self.head_norms[level](h_BWD)), cache
+
+    def start(self, prefix: Prefix) -> tuple[Tensor, Tensor, SuffixCache]:
+        """Level 0 with the user's state: ((B, 1, K_0) logits, (B, D_item) selection query, cache)."""
+        h_B1D, cache = self._advance(prefix, 0, None, None)
+        return self.heads[0](self.head_norms[0](h_B1D)), self.user_state(h_B1D[:, 0]), cache
+
+    def _advance(
+        self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: SuffixCache | None
+    ) -> tuple[Tensor, SuffixCache]:
+        batch = prefix.batch_size
+        if codes_BW is None:
+            h_BWD = (self.bos + self.surface(prefix.surface_B))[:, None]
+        else:
+            h_BWD = self.code_inputs[level - 1](codes_BW)
+        n_beams = h_BWD.shape[1]
+        layers: list[tuple[Tensor, Tensor]] = []
+        for number, block in enumerate(self.lazy_blocks()):
+            # beams of one request are rows of one matrix: its context is read once, never copied per beam
+            normed = block.cross_norm(h_BWD)[:, None]
+            crossed = block.cross(
+                normed,
+                prefix.kv.keys[block.kv_set],
+                prefix.kv.values[block.kv_set],
+                prefix.rank_B1N,
+                prefix.visible_B1N,
+            )
+            h_BWD = h_BWD + crossed[:, 0]
+            flat = block.self_norm(h_BWD).reshape(batch * n_beams, -1)
+            mixed, kv = block.self_attention.step(flat, None if cache is None else cache.layers[number])
+            layers.append(kv)
+            h_BWD = h_BWD + mixed.view(batch, n_beams, -1)
+            h_BWD = h_BWD + block.ffn(block.ffn_norm(h_BWD))
+        return h_BWD, SuffixCache(layers, n_beams)
+
+    def reorder(self, cache: SuffixCache, parent_BW: Tensor) -> SuffixCache:
+        """The cache whose beam w continues the old beam `parent_BW[b, w]`."""
+        batch, n_beams = parent_BW.shape
+        offset = torch.arange(batch, device=parent_BW.device)[:, None] * cache.n_beams
+        rows = (parent_BW + offset).reshape(-1)
+        return SuffixCache([(k[rows], v[rows]) for k, v in cache.layers], n_beams)
+
+    def score(self, prefix: Prefix, codes_NQ: Tensor) -> Tensor:
+        """(B, N) log-probabilities of given SIDs, each the sum over levels of log-softmax over the whole codebook.
+
+        Teacher forced, without the suffix cache: the slow twin of decoding.
+        """
+        batch, n_sids = prefix.batch_size, len(codes_NQ)
+        surface = prefix.surface_B[:, None].expand(batch, n_sids).reshape(-1)
+        codes = codes_NQ[None].expand(batch, -1, -1).reshape(batch * n_sids, -1)
+        h_MLD = self._embed(codes[:, :-1], surface)
+        n_codes = h_MLD.shape[1]
+        for block in self.lazy_blocks():
+            grid = block.cross_norm(h_MLD).view(batch, 1, n_sids * n_codes, -1)
+            crossed = block.cross(
+                grid,
+                prefix.kv.keys[block.kv_set],
+                prefix.kv.values[block.kv_set],
+                prefix.rank_B1N,
+                prefix.visible_B1N,
+            )
+            h_MLD = h_MLD + crossed.reshape(batch * n_sids, n_codes, -1)
+            h_MLD = h_MLD + block.self_attention(block.self_norm(h_MLD))
+            h_MLD = h_MLD + block.ffn(block.ffn_norm(h_MLD))
+        total = h_MLD.new_zeros(batch * n_sids)
+        for level in range(len(self.codebook_sizes)):
+            log_probs = F.log_softmax(self.code_logits(h_MLD, level).float(), dim=-1)
+            total = total + log_probs.gather(-1, codes[:, level : level + 1])[:, 0]
+        return total.view(batch, n_sids)
+
+    def select_scores(self, user_BD: Tensor, item_BC: Tensor) -> Tensor:
+        """(B, C) selection scores of candidate items (negative rows are padding and score -inf)."""
+        scores: Tensor = (self.items(item_BC) @ user_BD[:, :, None])[..., 0]
+        return scores.masked_fill(item_BC < 0, float("-inf"))
