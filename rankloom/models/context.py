@@ -55,8 +55,9 @@ class ContextBatch:
     user_BF: Tensor | None = None
 
     def to(self, device: torch.device | str) -> ContextBatch:
-        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return ContextBatch(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in values.items()}
+        return ContextBatch(**moved)
 
     @property
     def batch_size(self) -> int:
