@@ -48,19 +48,24 @@ pip() {
     $venv/bin/python -m pip --disable-pip-version-check --no-input "$@"
 }
 
+# pip's own log is long; one line a package is what a person wants to see
+brief() {
+    awk '/^(Collecting|Processing) /{ n++; name = $2; sub(/.*\//, "", name); sub(/-(py|cp)[0-9].*/, "", name); printf "   %d %s\n", n, name; fflush() }'
+}
+
 torch=$(grep '^torch==' $lock)
 hashed=$(mktemp)
 trap 'rm -f "$hashed"' EXIT
 grep -v '^torch==' $lock >"$hashed"
 
-echo "== 2/4 libraries (about 250 MB to fetch)"
-pip install --progress-bar off --require-hashes --no-deps --requirement "$hashed"
+echo "== 2/4 libraries (about 300 MB to fetch)"
+pip install --progress-bar off --require-hashes --no-deps --requirement "$hashed" | brief
 
 echo "== 3/4 $torch (about 200 MB as CPU build)"
 # by exact version, and after its own needs are there: a range would choose a CUDA build of several GB
 if ! $venv/bin/python -c "import torch; raise SystemExit(torch.__version__.split('+')[0] != '${torch#torch==}')" 2>/dev/null; then
     # shellcheck disable=SC2086  # TORCH_PIP holds flags
-    pip install --progress-bar off ${TORCH_PIP:-} "$torch"
+    pip install --progress-bar off ${TORCH_PIP:-} "$torch" | brief
 fi
 
 echo "== 4/4 rankloom"
