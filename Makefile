@@ -2,6 +2,7 @@
 # make demo    a simulated shop, a trained model and the page to look at it
 # make test    what CI runs: ruff, mypy, pytest with coverage
 # make bench   every benchmark in its quick version; the full ones are `.venv/bin/python benchmarks/NAME.py`
+# make docs    writes the table of settings in docs/configuration.md anew
 # make lock    resolves requirements.lock anew
 # make clean   removes what make made
 
@@ -13,7 +14,7 @@ COVERAGE := 85
 BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test lint types unit bench lock clean help
+.PHONY: install demo test lint types unit bench docs lock clean help
 
 install: $(STAMP)
 
@@ -45,6 +46,9 @@ bench: $(STAMP)
 		echo "== $$name"; \
 		$(BIN)/python $$benchmark --quick --json runs/benchmarks/$$name.json; \
 	done
+
+docs: $(STAMP)
+	@$(BIN)/python tools/config_docs.py
 
 lock:
 	@python3 -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv packaging
