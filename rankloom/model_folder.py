@@ -1,0 +1,131 @@
+"""The model folder: what a trained Rankloom is on disk (Hugging Face habits; never pickle).
+
+    config.json               the configuration, what training decided, the tokenizer's settings
+    model.safetensors         weights
+    semantic_ids.safetensors  semantic IDs, content vectors and the tokenizer's frozen parts
+    items.parquet             the catalogue
+    histories.parquet         the last interactions of each user, so that it serves without the training data
+    training_log.jsonl        one record per evaluation
+    README.md                 the card, filled by the run
+    manifest.json             schema version, SHA-256 of each file, parents
+
+A folder is written whole or not at all, and loaded whole or refused by the name of the file that is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from rankloom.errors import RankloomError
+from rankloom.files import read_json, sha256_file
+
+SCHEMA_VERSION: Final = 1
+CONFIG: Final = "config.json"
+WEIGHTS: Final = "model.safetensors"
+SEMANTIC_IDS: Final = "semantic_ids.safetensors"
+ITEMS: Final = "items.parquet"
+HISTORIES: Final = "histories.parquet"
+LOG: Final = "training_log.jsonl"
+CARD: Final = "README.md"
+MANIFEST: Final = "manifest.json"
+REQUIRED: Final = (CONFIG, WEIGHTS, SEMANTIC_IDS, ITEMS, MANIFEST)
+
+
+def write_manifest(folder: Path, *, parents: dict[str, str]) -> str:
+    """Hashes every file of `folder` into `manifest.json`; returns the model version (a short hash over all of them)."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name not in (MANIFEST, CARD))
+    hashes = {file.name: sha256_file(file) for file in files}
+    version = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]
+    manifest = {
+        "format": "rankloom-model",
+        "schema_version": SCHEMA_VERSION,
+        "model_version": version,
+        "files": {name: {"sha256": value, "bytes": (folder / name).stat().st_size} for name, value in hashes.items()},
+        "parents": parents,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return version
+
+
+def check(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a model folder whose files are all there and unchanged.
+
+    Raises:
+        RankloomError: not a model folder, a newer format, or a missing, truncated or changed file, by name.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RankloomError(
+            f"no model folder {folder}",
+            place=str(folder),
+            action="train one with `rankloom train SHOP --out MODEL`, or check the path",
+            code="model-missing",
+        )
+    if not (folder / MANIFEST).exists():
+        raise RankloomError(
+            f"{folder} is not a model folder (no {MANIFEST} in it)",
+            place=str(folder),
+            action="pass the folder that `rankloom train --out` wrote",
+            code="model-foreign",
+        )
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != "rankloom-model" or "files" not in manifest:
+        raise RankloomError(f"{MANIFEST} is not a Rankloom manifest", place=str(folder / MANIFEST), code="model-foreign")
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise RankloomError(
+            f"the model folder has format {manifest.get('schema_version')}, this version reads {SCHEMA_VERSION}",
+            place=str(folder / MANIFEST),
+            action="use the Rankloom version that wrote it, or train again",
+            code="model-version",
+        )
+    for name in REQUIRED:
+        if name != MANIFEST and name not in manifest["files"]:
+            raise RankloomError(f"the manifest does not list {name}", place=str(folder / MANIFEST), code="model-incomplete")
+    for name, entry in manifest["files"].items():
+        file = folder / name
+        if Path(name).name != name or not file.is_file():
+            raise RankloomError(
+                f"the model folder lacks {name}",
+                place=str(file),
+                action="copy the folder again, whole",
+                code="model-incomplete",
+            )
+        if file.stat().st_size != entry["bytes"] or sha256_file(file) != entry["sha256"]:
+            raise RankloomError(
+                f"{name} is damaged: it differs from what the manifest says",
+                place=str(file),
+                action="copy the folder again, or train again",
+                code="model-damaged",
+            )
+    return manifest
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """All tensors of a safetensors file as numpy arrays."""
+    try:
+        with safe_open(path, framework="np") as handle:
+            return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise RankloomError(f"{path.name} is damaged: {error}", place=str(path), code="model-damaged") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise RankloomError(f"{path.name} is damaged: {error}", place=str(path), code="model-damaged") from None
+
+
+def contiguous(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Arrays as safetensors wants them."""
+    return {name: np.ascontiguousarray(value) for name, value in arrays.items()}

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rankloom.errors import RankloomError
+from rankloom.semantic.trie import Trie
+
+
+def random_codes(seed: int, n: int, size: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, size, (n, 3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 9999), n=st.integers(1, 80), size=st.integers(1, 6))
+def test_leaves_are_exactly_the_catalogues_semantic_ids(seed: int, n: int, size: int) -> None:
+    codes = random_codes(seed, n, size)
+    trie = Trie.build(codes, [size] * 3)
+    expected = sorted({tuple(row) for row in codes.tolist()})
+    assert [tuple(row) for row in trie.leaf_codes().tolist()] == expected
+    leaf = trie.leaf_of_item(n)
+    for row in range(n):
+        assert trie.leaf_codes()[leaf[row]].tolist() == codes[row].tolist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 9999), n=st.integers(1, 60))
+def test_items_under_a_prefix_are_those_that_start_with_it(seed: int, n: int) -> None:
+    codes = random_codes(seed, n, 4)
+    trie = Trie.build(codes, [4, 4, 4])
+    for prefix in [(), (1,), (2, 3), (0, 0, 0), tuple(codes[0])]:
+        expected = [i for i in range(n) if tuple(codes[i, : len(prefix)]) == prefix]
+        node = trie.node_of_prefix(prefix)
+        if not expected:
+            assert node is None
+        else:
+            assert node is not None
+            assert sorted(trie.items_under(len(prefix), node).tolist()) == expected
+
+
+def test_items_of_one_id_are_ordered_by_prior_then_row() -> None:
+    codes = np.array([[1, 1], [1, 1], [0, 1], [1, 1]])
+    trie = Trie.build(codes, [2, 2], np.array([1.0, 5.0, 0.0, 5.0]))
+    assert trie.leaf_items.tolist() == [2, 1, 3, 0]
+
+
+def test_rows_choose_the_catalogue() -> None:
+    codes = random_codes(0, 20, 3)
+    trie = Trie.build(codes, [3, 3, 3], rows=np.array([4, 9]))
+    assert sorted(trie.leaf_items.tolist()) == [4, 9]
+    assert (trie.leaf_of_item(20) >= 0).sum() == 2
+
+
+def test_ancestors_agree_with_prefixes() -> None:
+    trie = Trie.build(random_codes(1, 50, 4), [4, 4, 4])
+    for depth, nodes in enumerate(trie.ancestors(), start=1):
+        for leaf, node in enumerate(nodes.tolist()):
+            begin, end = trie.leaf_range(depth, node)
+            assert begin <= leaf < end
+
+
+def test_an_empty_catalogue_has_no_leaves() -> None:
+    trie = Trie.build(np.zeros((0, 3), dtype=int), [4, 4, 4])
+    assert (trie.n_leaves, trie.n_items) == (0, 0)
+
+
+def test_codes_outside_their_codebook_are_refused() -> None:
+    with pytest.raises(RankloomError, match="outside its codebook"):
+        Trie.build(np.array([[0, 4]]), [4, 4])
+    with pytest.raises(RankloomError, match="do not fit"):
+        Trie.build(np.array([[0, 1]]), [4, 4, 4])
+
+
+def test_a_small_id_costs_few_bytes() -> None:
+    trie = Trie.build(random_codes(0, 5000, 256), [256] * 3)
+    assert trie.nbytes() / 5000 < 80
