@@ -293,6 +293,9 @@ class Benchmark:
         """Prints the tables, writes the JSON where asked. Returns the exit status: 1 when a check fails."""
         to_stdout = self.args.json == "-"
         console = Console(stderr=to_stdout, highlight=False)
+        if not console.is_terminal:
+            # a log file has no width; 80 columns would fold every row
+            console = Console(stderr=to_stdout, highlight=False, width=150)
         if self.rows:
             console.print(table(self.name, self.rows))
         if self.checks:

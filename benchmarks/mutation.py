@@ -101,6 +101,12 @@ def run_tests(
         return None
 
 
+def test_paths(root: Path, parts: Sequence[str]) -> list[str]:
+    """The parts' test folders, and the tests of the recommender, where all three meet."""
+    folders = [f"tests/{part}" for part in parts if (root / "tests" / part).is_dir()]
+    return [*folders, *(path.relative_to(root).as_posix() for path in sorted(root.glob("tests/test_recommender*.py")))]
+
+
 def baseline(parts: Sequence[str]) -> dict[str, Any]:
     """Which tests there are, how long each takes, and which of them run which line.
 
@@ -115,11 +121,10 @@ def baseline(parts: Sequence[str]) -> dict[str, Any]:
         data_file = Path(temporary) / "coverage"
         (tree / "mutation.coveragerc").write_text(COVERAGE_CONFIG.format(data_file=data_file))
         record = Path(temporary) / "record.json"
-        folders = [f"tests/{part}" for part in parts if (tree / "tests" / part).is_dir()]
         run_tests(
             tree,
             [
-                *folders,
+                *test_paths(tree, parts),
                 *("-p", "mutation_recorder", "--cov", "--cov-config=mutation.coveragerc", "--cov-context=test"),
                 "--cov-report=",
             ],
