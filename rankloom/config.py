@@ -164,6 +164,8 @@ class TrainingConfig(Section):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     order: Literal["shuffled", "chronological"] = "shuffled"
+    supervise: Literal["all", "newest"] = "all"
+    """Train every position of a window, or only its newest (OneRec-V2 section 4.1, layout c)."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights; None is off."""
     patience: int = Field(default=5, ge=1)
@@ -301,7 +303,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training": {"max_epochs": 3, "eval_users": 500},
         "decoding": {"beam": 32},
     },
-    "small": {},
+    "small": {
+        "model": {"d_model": 128, "n_layers": 2, "n_heads": 4, "dropout": 0.3},
+        "selection": {"n_negatives": 2048, "full_softmax_limit": 4096},
+        "training": {"batch_tokens": 512, "max_epochs": 16, "eval_users": 8000, "patience": 4},
+    },
     # OneRec-V2 section 4.4, the 0.1B row
     "base": {
         "model": {"d_model": 640, "n_layers": 12, "n_heads": 10, "max_history": 512},

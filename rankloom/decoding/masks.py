@@ -92,9 +92,11 @@ class RequestMasks:
             n_nodes = self.index.trie.n_nodes(depth)
             key = request * n_nodes + ancestor[leaf]
             pairs, taken = torch.unique(key, return_counts=True)
-            total = torch.stack([own.counts[depth - 1] for own in self.unique])[
-                self.which_B[pairs // n_nodes], pairs % n_nodes
-            ] if len(pairs) else taken
+            total = (
+                torch.stack([own.counts[depth - 1] for own in self.unique])[self.which_B[pairs // n_nodes], pairs % n_nodes]
+                if len(pairs)
+                else taken
+            )
             self._blocked.append(pairs[taken >= total])
 
     def open(self, depth: int, request: Tensor, node: Tensor) -> Tensor:

@@ -112,9 +112,7 @@ class Trie:
     def leaf_codes(self) -> Tensor:
         """(n_leaves, L) the semantic ID of every leaf, in order."""
         columns = [self.child_code[-1]]
-        parent = torch.repeat_interleave(
-            torch.arange(self.n_nodes(self.n_levels - 1)), self.child_start[-1].diff()
-        )
+        parent = torch.repeat_interleave(torch.arange(self.n_nodes(self.n_levels - 1)), self.child_start[-1].diff())
         for level in reversed(range(self.n_levels - 1)):
             columns.append(self.child_code[level][parent])
             if level:

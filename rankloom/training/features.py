@@ -76,6 +76,28 @@ class FeatureTable:
             user_features=None if user_features is None else torch.from_numpy(user_features),
         )
 
+    @classmethod
+    def from_columns(
+        cls,
+        rows: list[tuple[int, int, float, float, int, int]],
+        query_vectors: NDArray[np.float32] | None,
+        user_features: Tensor | None,
+    ) -> FeatureTable:
+        """A small table from (item, kind, watch ratio, gap seconds, surface, query) rows, as serving builds it."""
+        item, kind, watch, gap, surface, query = zip(*rows, strict=True) if rows else ((), (), (), (), (), ())
+        zero = torch.zeros(len(rows), dtype=torch.long)
+        return cls(
+            item=torch.tensor(item, dtype=torch.long),
+            kind=torch.tensor(kind, dtype=torch.long),
+            watch=watch_bucket(torch.tensor(watch, dtype=torch.float32)),
+            gap=gap_bucket(torch.tensor(gap, dtype=torch.float64)),
+            surface=torch.tensor(surface, dtype=torch.long),
+            position=zero,
+            query=torch.tensor(query, dtype=torch.long),
+            query_vectors=torch.zeros(0, 1) if query_vectors is None else torch.from_numpy(query_vectors),
+            user_features=user_features,
+        )
+
     def pack(
         self, start: Tensor, stop: Tensor, *, queries_at: Tensor | None = None, user: Tensor | None = None
     ) -> ContextBatch:
@@ -119,9 +141,7 @@ class FeatureTable:
             return None, None
         query_BT = torch.where(real, self.query[index], -1) if len(self.query) else torch.full_like(index, -1)
         if queries_at is not None:
-            now = (
-                torch.where(queries_at >= 0, self.query[queries_at.clamp_min(0)], -1) if len(self.query) else queries_at
-            )
+            now = torch.where(queries_at >= 0, self.query[queries_at.clamp_min(0)], -1) if len(self.query) else queries_at
             query_BT = torch.cat([query_BT, torch.full_like(query_BT[:, :1], -1)], dim=1)
             query_BT[torch.arange(len(length)), length] = now
         has = query_BT >= 0

@@ -1,0 +1,73 @@
+"""Our model under evaluation: with selection (`rankloom`) and without (`rankloom-generator`)."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import torch
+
+from rankloom.data.sequences import Cases, Sequences
+from rankloom.data.shop import Shop
+from rankloom.evaluation.systems import FloatArray, IntArray
+from rankloom.pipeline import excluded_rows, feature_table
+from rankloom.progress import track
+from rankloom.recommender import Rankloom
+
+
+class RankloomSystem:
+    """A trained model behind the protocol. It is never fitted here.
+
+    Items of the shop that the model does not know get a semantic ID from its frozen tokenizer first, as a live catalogue
+    would; the model's items that the shop no longer has are not shown. `added` says how many were new.
+    """
+
+    def __init__(
+        self, model: Rankloom, shop: Shop, *, select: bool = True, beam: int | None = None, quiet: bool = False
+    ) -> None:
+        self.name = "rankloom" if select else "rankloom-generator"
+        self.model = model
+        self.select = select
+        self.beam = beam
+        self.quiet = quiet
+        self.shop = shop
+        items = shop.items()
+        known = set(model.items["item_id"].to_list())
+        fresh = items.filter(~pl.col("item_id").is_in(list(known)))
+        self.added = model.add_items(fresh) if fresh.height else 0
+        gone = known - set(items["item_id"].to_list())
+        if gone:
+            model.remove_items(sorted(gone))
+        rows = [model.row_of(item) for item in items["item_id"].to_list()]
+        self.row_of_shop_item = np.asarray([-1 if row is None else row for row in rows], dtype=np.int32)
+        self.shop_item_of_row = np.full(len(model.semantic_ids.codes), -1, dtype=np.int32)
+        self.shop_item_of_row[self.row_of_shop_item] = np.arange(items.height)
+
+    def fit(self, sequences: Sequences, content: FloatArray | None, seed: int) -> None:
+        """Nothing: the model folder is what it is."""
+
+    def rank(self, sequences: Sequences, cases: Cases, k: int, *, mask_seen: bool) -> IntArray:
+        own = translate(sequences, self.row_of_shop_item, len(self.shop_item_of_row))
+        asked = Cases(cases.user, cases.row, self.row_of_shop_item[cases.target])
+        table = feature_table(own, self.model.tokenizer, self.shop)
+        out = np.full((len(cases), k), -1, dtype=np.int32)
+        size = 64
+        offsets = torch.from_numpy(own.offsets)
+        for begin in track(range(0, len(cases), size), self.name, unit="batches", quiet=self.quiet):
+            part = slice(begin, begin + size)
+            row = torch.from_numpy(cases.row[part])
+            user = torch.from_numpy(cases.user[part]).long()
+            ranking, _, _ = self.model.rank(
+                table, offsets[user], row, k=k, beam=max(k, self.beam or self.model.config.decoding.beam),
+                excluded=excluded_rows(own, asked, part) if mask_seen else None,
+                queries_at=row, user=user, surface=table.surface[row], mix=None if self.select else 1.0,
+            )  # fmt: skip
+            found = ranking.item_BK.numpy()
+            out[part] = np.where(found >= 0, self.shop_item_of_row[np.maximum(found, 0)], -1)
+        return out
+
+
+def translate(sequences: Sequences, row_of_shop_item: IntArray, n_rows: int) -> Sequences:
+    """The same log in the model's catalogue rows."""
+    from dataclasses import replace
+
+    return replace(sequences, item=row_of_shop_item[sequences.item], n_items=n_rows)

@@ -1,0 +1,92 @@
+"""What is compared: one protocol for our model, the floors and the baselines, and the shared scoring of the plain ones."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankloom.data.sequences import TRAIN, Cases, Sequences
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+
+
+class System(Protocol):
+    """A recommender under evaluation."""
+
+    name: str
+
+    def fit(self, sequences: Sequences, content: FloatArray | None, seed: int) -> None:
+        """Learns from TRAIN rows (VALID rows only to choose a stopping point)."""
+        ...
+
+    def rank(self, sequences: Sequences, cases: Cases, k: int, *, mask_seen: bool) -> IntArray:
+        """(C, k) items, best first, -1 where fewer; with `mask_seen` none of the case's history."""
+        ...
+
+
+class ScoringSystem:
+    """Base of systems that score the whole catalogue: ranks in blocks, masks the history."""
+
+    name = "scoring"
+    block = 512
+
+    def scores(self, sequences: Sequences, cases: Cases, part: slice) -> FloatArray:
+        """(block, I) scores, higher is better."""
+        raise NotImplementedError
+
+    def rank(self, sequences: Sequences, cases: Cases, k: int, *, mask_seen: bool) -> IntArray:
+        out = np.full((len(cases), k), -1, dtype=np.int32)
+        for begin in range(0, len(cases), self.block):
+            part = slice(begin, begin + self.block)
+            scores = self.scores(sequences, cases, part)
+            if mask_seen:
+                place, item = history_pairs(sequences, cases, part)
+                scores[place, item] = -np.inf
+            out[part] = top_items(scores, k)
+        return out
+
+
+def top_items(scores: FloatArray, k: int) -> IntArray:
+    """(B, k) best columns; ties go to the lower item number; -1 where the score is -inf."""
+    width = min(k, scores.shape[1])
+    best = np.argpartition(-scores, width - 1, axis=1)[:, :width]
+    # the cut at k may split ties arbitrarily: take every item at the boundary score, then sort exactly
+    floor = np.take_along_axis(scores, best, 1).min(1)
+    out = np.full((len(scores), k), -1, dtype=np.int32)
+    ties = (scores >= floor[:, None]).sum(1)
+    simple = ties == width
+    order = np.lexsort((best[simple], -np.take_along_axis(scores[simple], best[simple], 1)), axis=1)
+    out[simple, :width] = np.take_along_axis(best[simple], order, 1)
+    for row in np.flatnonzero(~simple):
+        items = np.flatnonzero(scores[row] >= floor[row])
+        out[row, :width] = items[np.argsort(-scores[row, items], kind="stable")][:width]
+    values = np.take_along_axis(scores, np.maximum(out[:, :width], 0), 1)
+    out[:, :width][np.isneginf(values)] = -1
+    return out
+
+
+def history_pairs(sequences: Sequences, cases: Cases, part: slice) -> tuple[NDArray[np.int64], IntArray]:
+    """(case within the part, item) of every history interaction that is not the case's own target."""
+    start = sequences.offsets[cases.user[part]]
+    length = cases.row[part] - start
+    place = np.repeat(np.arange(len(length)), length)
+    rows = np.repeat(start, length) + np.arange(len(place)) - np.repeat(np.cumsum(length) - length, length)
+    item = sequences.item[rows]
+    other = item != cases.target[part][place]
+    return place[other], item[other]
+
+
+def training_counts(sequences: Sequences) -> NDArray[np.int64]:
+    """(I,) training targets per item."""
+    trained = (sequences.stage == TRAIN) & sequences.target
+    return np.bincount(sequences.item[trained], minlength=sequences.n_items)
+
+
+def last_items(sequences: Sequences, cases: Cases, part: slice) -> IntArray:
+    """(B,) the item right before the target, -1 for an empty history."""
+    row = cases.row[part]
+    has = row > sequences.offsets[cases.user[part]]
+    return np.where(has, sequences.item[np.maximum(row - 1, 0)], -1).astype(np.int32)

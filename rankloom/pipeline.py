@@ -1,0 +1,380 @@
+"""The training job: a shop in, a model folder out. What `rankloom train` does.
+
+    shop -> sequences, split by time -> tokenizer -> next-item training -> mix of generator and selection chosen on
+    validation -> model folder
+
+Beside the output lies a working folder `OUT.training` while the job runs: tokenizer, checkpoints, log. A killed job goes
+on from there with `resume=True` and ends in the same weights, bit for bit on a CPU. It is removed at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors.numpy import save_file
+
+from rankloom import model_folder
+from rankloom.config import Config
+from rankloom.data import schema
+from rankloom.data.sequences import TRAIN, VALID, Cases, Sequences, load_sequences
+from rankloom.data.shop import Shop
+from rankloom.errors import RankloomError
+from rankloom.files import atomic_file, read_json, sha256_file, write_json
+from rankloom.progress import track
+from rankloom.recommender import Rankloom, build_model
+from rankloom.semantic.tokenizer import Tokenizer
+from rankloom.training.batches import SequenceBatches
+from rankloom.training.features import FeatureTable, hashed_user_features
+from rankloom.training.loop import Trainer, start_distributed
+from rankloom.training.objectives import NextItem
+from rankloom.training.validation import Validation
+
+MIXES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+_REPEAT_SHARE = 0.05
+
+
+def train(
+    shop_path: str | Path,
+    out: str | Path,
+    config: Config,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    limit_steps: int | None = None,
+) -> Path | None:
+    """Trains a model on a shop and writes its folder.
+
+    Args:
+        resume: go on from the working folder of a killed run; it must be of the same shop and configuration.
+        limit_steps: stop after so many optimiser steps, as a kill would, and return None.
+
+    Raises:
+        RankloomError: a shop that cannot be trained on, an output folder that may not be written.
+    """
+    out = Path(out)
+    _check_out(out, overwrite)
+    shop = Shop.open(shop_path)
+    sequences = load_sequences(shop, config.data)
+    items = shop.items()
+    _check_size(sequences, shop)
+    fingerprint = _fingerprint(shop, config)
+    work = out.parent / f"{out.name}.training"
+    _open_work(work, fingerprint, resume)
+    distributed = start_distributed()
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    tokenizer = _tokenizer(work, items, sequences, config, quiet, say)
+    report = tokenizer.report()
+    say(
+        f"semantic IDs: {'x'.join(map(str, report['codebook_sizes']))} codes, {report['icr']:.1%} of items have one of their "
+        f"own, text by {report['embedder']}"
+    )
+    table = feature_table(sequences, tokenizer, shop)
+    trained = (sequences.stage == TRAIN) & sequences.target
+    repeats = repeat_share(sequences)
+    mask_seen = config.data.repeats == "mask" or (config.data.repeats == "auto" and repeats <= _REPEAT_SHARE)
+    model = build_model(config, tokenizer, n_trained=items.height)
+    rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
+    batches = SequenceBatches(
+        sequences,
+        table,
+        max_history=config.model.max_history,
+        batch_tokens=config.training.batch_tokens,
+        seed=config.seed,
+        order=config.training.order,
+        supervise=config.training.supervise,
+        rank=rank,
+        world_size=world,
+    )
+    if batches.n_targets == 0:
+        raise RankloomError(
+            "the training part of the log has no interaction to learn from",
+            place=str(shop.path),
+            action="import more events, or lower data.valid_share and data.test_share",
+            code="no-training-targets",
+        )
+    validation = Validation(
+        sequences,
+        table,
+        max_history=config.model.max_history,
+        max_cases=config.training.eval_users,
+        mask_seen=mask_seen,
+        seed=config.seed,
+    )
+    counts = torch.from_numpy(np.bincount(sequences.item[trained], minlength=items.height))
+    trainer = Trainer(
+        model,
+        NextItem(config, counts),
+        batches,
+        validate=validation,
+        score=_score(config, len(validation)),
+        config=config.training,
+        seed=config.seed,
+        folder=work,
+        fingerprint=fingerprint,
+        quiet=quiet,
+        limit_steps=limit_steps,
+    )
+    say(
+        f"training on {batches.n_targets:,} interactions of {sequences.n_users:,} people, {sum(p.numel() for p in model.parameters()):,} parameters"
+    )
+    position = trainer.fit(resume=resume)
+    if not position.finished:
+        return None
+    if rank != 0:
+        return out
+    rankloom = Rankloom(
+        config=config,
+        tokenizer=tokenizer,
+        model=model,
+        items=items,
+        histories=histories_table(shop, sequences, config),
+        mix=0.5,
+        mask_seen=mask_seen,
+    )
+    mix_figures: dict[str, float] = {}
+    if config.selection.enabled and len(validation):
+        rankloom.mix, mix_figures = choose_mix(
+            rankloom, sequences, table, mask_seen=mask_seen, limit=config.training.eval_users, quiet=quiet
+        )
+    elif not config.selection.enabled:
+        rankloom.mix = 1.0
+    say(f"weight of the generator beside the selection head, chosen on validation: {rankloom.mix:g}")
+    rankloom.metadata = {
+        "parents": {"shop": fingerprint[:12]},
+        "shop": {"rows": shop.origin.get("rows", {}), "importer": shop.origin.get("importer", "")},
+        "split": config.data.split,
+        "n_users": sequences.n_users,
+        "n_interactions": sequences.n_interactions,
+        "n_training_targets": batches.n_targets,
+        "repeat_share": repeats,
+        "simulated": bool(shop.origin.get("simulated", False)),
+        "tokenizer": report,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training_seconds": round(position.seconds, 1),
+        "steps": position.step,
+        "best_step": position.best_step,
+        "best_validation": next((r for r in position.log if r["step"] == position.best_step), {}),
+        "mix_on_validation": mix_figures,
+        "shape": shape_of(sequences),
+    }
+    log = (work / "training_log.jsonl").read_text(encoding="utf-8")
+    card = render_card(rankloom)
+    rankloom.save_pretrained(out, overwrite=overwrite, extra={model_folder.LOG: log, model_folder.CARD: card})
+    shutil.rmtree(work, ignore_errors=True)
+    say(f"model folder: {out}")
+    return out
+
+
+def feature_table(sequences: Sequences, tokenizer: Tokenizer, shop: Shop | None) -> FeatureTable:
+    """Model inputs of a log: queries embedded, static features of users hashed."""
+    vectors = tokenizer.embed_texts(list(sequences.queries)) if sequences.queries else None
+    users = hashed_user_features(shop.users(), sequences.user_ids) if shop is not None else None
+    return FeatureTable.from_sequences(
+        sequences, query_vectors=vectors, user_features=users, text_dim=tokenizer.content.shape[1]
+    )
+
+
+def repeat_share(sequences: Sequences) -> float:
+    """Share of training targets whose item the person already had in the history."""
+    rows = np.flatnonzero((sequences.stage == TRAIN) & sequences.target)
+    if not len(rows):
+        return 0.0
+    pairs = sequences.user[rows].astype(np.int64) * sequences.n_items + sequences.item[rows]
+    return 1 - len(np.unique(pairs)) / len(pairs)
+
+
+def shape_of(sequences: Sequences) -> dict[str, list[float]]:
+    """Two curves for the report: history lengths, and item popularity by rank (training part)."""
+    lengths = np.diff(sequences.offsets)
+    trained = (sequences.stage == TRAIN) & sequences.target
+    counts = np.sort(np.bincount(sequences.item[trained], minlength=sequences.n_items))[::-1]
+    picked = np.unique(np.geomspace(1, len(counts), 60).astype(int)) - 1
+    return {
+        "history_lengths": np.bincount(np.minimum(lengths, 60), minlength=61).astype(float).tolist(),
+        "popularity_rank": (picked + 1).astype(float).tolist(),
+        "popularity_count": counts[picked].astype(float).tolist(),
+    }
+
+
+def excluded_rows(sequences: Sequences, cases: Cases, part: slice) -> list[torch.Tensor]:
+    """Per case the items of its history other than its target."""
+    out = []
+    for user, row, target in zip(cases.user[part], cases.row[part], cases.target[part], strict=True):
+        seen = np.unique(sequences.item[sequences.offsets[user] : row])
+        out.append(torch.from_numpy(seen[seen != target].astype(np.int64)))
+    return out
+
+
+def choose_mix(
+    rankloom: Rankloom, sequences: Sequences, table: FeatureTable, *, mask_seen: bool, limit: int, quiet: bool = False
+) -> tuple[float, dict[str, float]]:
+    """The weight of the generator's log-probability that ranks validation targets best (NDCG@10), and all figures."""
+    cases = sequences.cases(VALID, max_per_user=1, max_users=min(limit, 4000), seed=0)
+    totals = np.zeros(len(MIXES))
+    size = 64
+    for begin in track(range(0, len(cases), size), "choosing the mix on validation", unit="batches", quiet=quiet):
+        part = slice(begin, begin + size)
+        row = torch.from_numpy(cases.row[part])
+        user = torch.from_numpy(cases.user[part]).long()
+        excluded = excluded_rows(sequences, cases, part) if mask_seen else None
+        start = torch.from_numpy(sequences.offsets)[user]
+        target = torch.from_numpy(cases.target[part].astype(np.int64))
+        _, _, candidates = rankloom.rank(
+            table, start, row, k=1, mix=1.0, excluded=excluded, queries_at=row, user=user, surface=table.surface[row]
+        )
+        figures = rankloom.mixed_ndcg(
+            table, start, row, candidates, target, MIXES, queries_at=row, user=user, surface=table.surface[row]
+        )
+        totals += figures
+    mean = totals / max(1, len(cases))
+    best = int(mean.argmax())
+    return MIXES[best], {f"{mix:g}": float(value) for mix, value in zip(MIXES, mean, strict=True)}
+
+
+def histories_table(shop: Shop, sequences: Sequences, config: Config) -> pl.DataFrame:
+    """The last `max_history` interactions of every person, whatever their stage: what serving conditions on."""
+    length = np.diff(sequences.offsets)
+    kept = np.minimum(length, config.model.max_history)
+    rows = np.repeat(sequences.offsets[1:] - kept, kept) + (np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept))
+    items = shop.items()
+    item_ids = items["item_id"].gather(sequences.item[rows].tolist())
+    durations = items["duration_s"].gather(sequences.item[rows].tolist()) if "duration_s" in items.columns else None
+    ratio = pl.Series(sequences.watch_ratio[rows].astype(np.float64)).fill_nan(None)
+    frame = pl.DataFrame(
+        {
+            "user": np.repeat(np.arange(sequences.n_users), kept),
+            "item_ids": item_ids,
+            "events": pl.Series(np.asarray(schema.EVENT_KINDS)[sequences.kind[rows]]),
+            "timestamps": pl.Series(sequences.timestamp[rows]).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+            if sequences.has_clock
+            else pl.Series([None] * len(rows), dtype=schema.TIME),
+            "watch_s": ratio * durations if durations is not None else pl.Series([None] * len(rows), dtype=pl.Float64()),
+            "surfaces": pl.Series(np.asarray(schema.SURFACES)[sequences.surface[rows]]),
+        }
+    )
+    table = frame.group_by("user", maintain_order=True).agg(pl.all()).drop("user")
+    table = table.insert_column(0, pl.Series("user_id", sequences.user_ids[kept > 0].astype(object), dtype=pl.String()))
+    features = hashed_user_features(shop.users(), sequences.user_ids[kept > 0])
+    return table if features is None else table.with_columns(pl.Series("features", features.tolist()))
+
+
+def render_card(rankloom: Rankloom) -> str:
+    """The model card, filled from the run."""
+    meta = rankloom.metadata
+    best = meta["best_validation"]
+    tokens = meta["tokenizer"]
+    lines = [
+        "---",
+        "library_name: rankloom",
+        "tags: [recommendation, semantic-id, generative-retrieval]",
+        "---",
+        "# Rankloom model",
+        "",
+        f"A OneRec-V2 lazy decoder ({meta['parameters']:,} parameters, preset `{rankloom.config.preset}`) that generates the",
+        f"semantic IDs of {len(rankloom.items):,} items, with a selection head on the same forward.",
+        "",
+        "## Data",
+        f"- {meta['n_users']:,} people, {meta['n_interactions']:,} interactions, split `{meta['split']}`; trained on {meta['n_training_targets']:,}",
+        f"- share of repeats among training targets: {meta['repeat_share']:.2%}; lists {'hide' if rankloom.mask_seen else 'may show'} seen items",
+        *(["- the log is **simulated**"] if meta["simulated"] else []),
+        "",
+        "## Semantic IDs",
+        f"- text by `{tokens['embedder']}`, codebooks {tokens['codebook_sizes']}",
+        f"- items with a SID of their own (ICR): {tokens['icr']:.1%}; largest bucket: {tokens['largest_bucket']}",
+        "",
+        "## Training",
+        f"- {meta['steps']:,} steps in {meta['training_seconds'] / 60:.1f} minutes, seed {rankloom.config.seed}; best at step {meta['best_step']:,}",
+        *(f"- {name}: {value:.4f}" for name, value in best.items() if name.startswith("valid")),
+        f"- weight of the generator beside the selection head: {rankloom.mix:g} (chosen on validation)",
+        "",
+        "## Limits",
+        "- Trained on one shop's log: it repeats that log's habits, popular items first among them. Look at coverage and cold items",
+        "  in the report before you serve it.",
+        "- Validation figures above chose the checkpoint; test figures come from `rankloom evaluate`.",
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _score(config: Config, n_cases: int) -> Callable[[dict[str, float]], float]:
+    if n_cases and config.selection.enabled:
+        return lambda figures: figures["valid_ndcg@10"]
+    if n_cases:
+        return lambda figures: -figures["valid_generation_loss"]
+    # nothing to validate on: the last weights are the best known
+    calls = iter(range(1_000_000))
+    return lambda _: float(next(calls))
+
+
+def _tokenizer(
+    work: Path, items: pl.DataFrame, sequences: Sequences, config: Config, quiet: bool, say: Callable[[str], None]
+) -> Tokenizer:
+    arrays_path, meta_path = work / "tokenizer.safetensors", work / "tokenizer.json"
+    if meta_path.exists() and arrays_path.exists():
+        return Tokenizer.from_state(model_folder.read_arrays(arrays_path), read_json(meta_path))
+    say(f"reading the text of {items.height:,} items and fitting semantic IDs")
+    tokenizer = Tokenizer.fit(items, sequences, config, quiet=quiet)
+    arrays, meta = tokenizer.state()
+    with atomic_file(arrays_path) as temporary:
+        save_file(model_folder.contiguous(arrays), temporary)
+    write_json(meta_path, meta)
+    return tokenizer
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    if out.is_file():
+        raise RankloomError(
+            f"{out} is a file, a folder is needed", place=str(out), action="choose another --out", code="out-is-file"
+        )
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise RankloomError(
+            f"the folder {out} exists and is not empty",
+            place=str(out),
+            action="choose another --out, or pass --overwrite to replace it",
+            code="out-exists",
+        )
+
+
+def _check_size(sequences: Sequences, shop: Shop) -> None:
+    n_items = len(np.unique(sequences.item))
+    if sequences.n_users < 2 or n_items < 10:
+        raise RankloomError(
+            f"the log has {sequences.n_users} people and {n_items} items with interactions; that is too little to learn from",
+            place=str(shop.path),
+            action="import at least 2 people and 10 items with interactions",
+            code="too-small",
+        )
+
+
+def _fingerprint(shop: Shop, config: Config) -> str:
+    parts = [sha256_file(shop.path / name) for name in (schema.ITEMS, schema.EVENTS)]
+    settings = config.model_dump(mode="json")
+    return hashlib.sha256(json.dumps([parts, settings], sort_keys=True).encode()).hexdigest()
+
+
+def _open_work(work: Path, fingerprint: str, resume: bool) -> None:
+    stamp: dict[str, Any] = {"fingerprint": fingerprint}
+    existing = read_json(work / "run.json") if (work / "run.json").exists() else None
+    if resume and existing is not None:
+        if existing != stamp:
+            raise RankloomError(
+                "the unfinished run belongs to another shop or configuration",
+                place=str(work),
+                action="resume with the same shop and flags, or train without --resume to start anew",
+                code="resume-foreign",
+            )
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    write_json(work / "run.json", stamp)

@@ -1,0 +1,631 @@
+"""`Rankloom`: a trained model folder that recommends, searches, takes new items and explains how the beam got there.
+
+    model = Rankloom.from_pretrained("model")
+    model.recommend("user-1", k=10, filter="price < 30")
+    model.recommend(history=["item-3", "item-9"], k=5, explain=True)
+
+One request runs: history -> context K/V (once) -> beam search under the trie, with filter and exclusions folded in ->
+items of the generated semantic IDs -> selection head -> top k. `recommend_batch` runs any mix of requests together and
+gives what each would get alone. Not thread-safe: one caller at a time (the server queues).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import save_file as save_tensors
+from torch import Tensor
+
+from rankloom import model_folder
+from rankloom.config import Config
+from rankloom.data import schema
+from rankloom.data.filters import parse_filter
+from rankloom.decoding.beam import BeamResult, beam_search
+from rankloom.decoding.masks import MaskIndex, NodeCounts
+from rankloom.decoding.select import Candidates, expand, leaf_log_share, mix_scores, top_k
+from rankloom.decoding.trace import BeamTrace, trace_of
+from rankloom.errors import RankloomError
+from rankloom.files import atomic_folder, read_json, write_json
+from rankloom.models.lazy_decoder import LazyDecoder
+from rankloom.semantic.ids import SemanticIds
+from rankloom.semantic.tokenizer import Tokenizer
+from rankloom.semantic.trie import Trie
+from rankloom.training.features import FeatureTable, kind_code
+
+SeenPolicy = Literal["auto", "allow", "mask"]
+
+
+@dataclass(frozen=True)
+class HistoryEvent:
+    """One past interaction of a person.
+
+    Attributes:
+        item_id: the item.
+        event: kind, see `schema.EVENT_KINDS`.
+        timestamp: when; None where unknown.
+        watch_s: seconds watched, for videos.
+        surface: where it was shown.
+    """
+
+    item_id: str
+    event: str = "click"
+    timestamp: datetime | None = None
+    watch_s: float | None = None
+    surface: str = "feed"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to the model: who, where, how many, under which rules."""
+
+    user: str | None = None
+    history: tuple[HistoryEvent, ...] | None = None
+    k: int = 10
+    filter: str | None = None
+    exclude: tuple[str, ...] = ()
+    query: str | None = None
+    surface: str = "feed"
+    explain: bool = False
+    beam: int | None = None
+    seen: SeenPolicy = "auto"
+
+
+@dataclass(frozen=True)
+class RecommendedItem:
+    """One answer. `score` is the log-probability among the generated items; `reasons` are sentences with evidence."""
+
+    item_id: str
+    title: str
+    score: float
+    sid: tuple[int, ...]
+    sponsored: bool = False
+    reasons: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The reply to one request. `degraded` says that fewer or other items than asked for came, and why."""
+
+    items: list[RecommendedItem]
+    model_version: str
+    degraded: bool = False
+    degraded_reason: str | None = None
+    timing_ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Ranking:
+    """Raw result of a batch: (B, k) catalogue rows (-1 padding), scores, and the leaf each came from."""
+
+    item_BK: Tensor
+    score_BK: Tensor
+    log_prob_BK: Tensor
+
+
+class Rankloom:
+    """See the module's docstring. Build it with `from_pretrained`, or let `rankloom.pipeline.train` build it."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        tokenizer: Tokenizer,
+        model: LazyDecoder,
+        items: pl.DataFrame,
+        histories: pl.DataFrame,
+        mix: float,
+        mask_seen: bool,
+        metadata: dict[str, Any] | None = None,
+        model_version: str = "unsaved",
+        alive: NDArray[np.bool_] | None = None,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.model = model.eval()
+        self.items = items
+        self.mix = mix
+        self.mask_seen = mask_seen
+        self.metadata = metadata or {}
+        self.model_version = model_version
+        self._histories = histories
+        self._history_row = {user: row for row, user in enumerate(histories["user_id"].to_list())}
+        # removed items keep their row (learned vectors belong to rows); the trie no longer names them
+        self._alive = np.ones(items.height, dtype=np.bool_) if alive is None else alive
+        self._refresh()
+
+    # -- folders ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Rankloom:
+        """Loads a model folder after checking every file against its manifest.
+
+        Raises:
+            RankloomError: not a model folder, or a missing or damaged file, by name.
+        """
+        folder = Path(path)
+        manifest = model_folder.check(folder)
+        raw = read_json(folder / model_folder.CONFIG)
+        config = Config.parse(raw["config"], place=str(folder / model_folder.CONFIG))
+        tokenizer = Tokenizer.from_state(model_folder.read_arrays(folder / model_folder.SEMANTIC_IDS), raw["tokenizer"])
+        model = build_model(config, tokenizer, n_trained=raw["model"]["n_trained"])
+        try:
+            missing, unexpected = model.load_state_dict(
+                model_folder.read_tensors(folder / model_folder.WEIGHTS), strict=False
+            )
+        except RuntimeError as error:
+            missing, unexpected = [str(error)], []
+        if missing or unexpected:
+            raise RankloomError(
+                f"the weights do not fit the configuration: {', '.join([*missing, *unexpected][:3])}",
+                place=str(folder / model_folder.WEIGHTS),
+                action="copy the folder again, whole, or train again",
+                code="model-mismatch",
+            )
+        alive = np.ones(len(tokenizer.semantic_ids.codes), dtype=np.bool_)
+        alive[raw["model"]["removed"]] = False
+        histories_path = folder / model_folder.HISTORIES
+        histories = pl.read_parquet(histories_path) if histories_path.exists() else empty_histories()
+        return cls(
+            config=config,
+            tokenizer=tokenizer,
+            model=model,
+            items=pl.read_parquet(folder / model_folder.ITEMS),
+            histories=histories,
+            mix=raw["model"]["mix"],
+            mask_seen=raw["model"]["mask_seen"],
+            metadata=raw.get("metadata", {}),
+            model_version=manifest["model_version"],
+            alive=alive,
+        )
+
+    def save_pretrained(self, path: str | Path, *, overwrite: bool = False, extra: dict[str, str] | None = None) -> str:
+        """Writes the model folder, atomically; returns the model version.
+
+        Args:
+            extra: further text files of the folder by name (the card, the training log).
+
+        Raises:
+            RankloomError: the folder exists and `overwrite` is not set, or it is not a model folder.
+        """
+        arrays, meta = self.tokenizer.state()
+        with atomic_folder(path, overwrite=overwrite, marker=model_folder.MANIFEST) as folder:
+            self.items.write_parquet(folder / model_folder.ITEMS, compression="zstd")
+            self._histories.write_parquet(folder / model_folder.HISTORIES, compression="zstd")
+            save_arrays(model_folder.contiguous(arrays), folder / model_folder.SEMANTIC_IDS)
+            weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+            save_tensors(weights, folder / model_folder.WEIGHTS)
+            write_json(
+                folder / model_folder.CONFIG,
+                {
+                    "config": self.config.model_dump(mode="json"),
+                    "tokenizer": meta,
+                    "model": {
+                        "n_trained": self.model.items.n_trained,
+                        "mix": self.mix,
+                        "mask_seen": self.mask_seen,
+                        "removed": np.flatnonzero(~self._alive).tolist(),
+                    },
+                    "metadata": self.metadata,
+                },
+            )
+            for name, text in (extra or {}).items():
+                (folder / name).write_text(text, encoding="utf-8")
+            self.model_version = model_folder.write_manifest(folder, parents=self.metadata.get("parents", {}))
+        return self.model_version
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    @property
+    def users(self) -> list[str]:
+        """People whose history the folder holds."""
+        return list(self._history_row)
+
+    @property
+    def semantic_ids(self) -> SemanticIds:
+        return self.tokenizer.semantic_ids
+
+    def history_of(self, user: str) -> list[HistoryEvent]:
+        """The stored interactions of a person, oldest first; empty for a stranger."""
+        row = self._history_row.get(user)
+        if row is None:
+            return []
+        own = self._histories.row(row, named=True)
+        return [
+            HistoryEvent(item, event, when, watch, surface)
+            for item, event, when, watch, surface in zip(
+                own["item_ids"], own["events"], own["timestamps"], own["watch_s"], own["surfaces"], strict=True
+            )
+        ]
+
+    def recommend(
+        self,
+        user: str | None = None,
+        *,
+        history: Sequence[str | HistoryEvent] | None = None,
+        k: int = 10,
+        filter: str | None = None,
+        exclude: Sequence[str] = (),
+        query: str | None = None,
+        surface: str = "feed",
+        explain: bool = False,
+        beam: int | None = None,
+        seen: SeenPolicy = "auto",
+    ) -> Recommendation:
+        """What to show one person next, best first.
+
+        Args:
+            user: a known person; a stranger gets what the model gives an empty history.
+            history: interactions instead of the stored ones, oldest first; plain item ids are clicks.
+            k: how many.
+            filter: an expression that every item must meet, see `rankloom.data.filters`.
+            exclude: items not to show.
+            query: words of a search; the model generates for them.
+            seen: whether items of the history may be shown; `auto` does what the training log did.
+
+        Raises:
+            RankloomError: a bad filter, an unknown item in `exclude` or `history`, or k < 1.
+        """
+        events = None if history is None else tuple(HistoryEvent(h) if isinstance(h, str) else h for h in history)
+        request = Request(user, events, k, filter, tuple(exclude), query, surface, explain, beam, seen)
+        return self.recommend_batch([request])[0]
+
+    def search(self, text: str, **options: Any) -> Recommendation:
+        """`recommend` for a query, on the search surface; takes the same options."""
+        return self.recommend(options.pop("user", None), query=text, surface="search", seen="allow", **options)
+
+    def recommend_batch(self, requests: Sequence[Request]) -> list[Recommendation]:
+        """Any mix of requests at once; each gets what it would get alone."""
+        return [reply for reply, _ in self._answer(requests, trace=False)]
+
+    def trace(self, request: Request) -> BeamTrace:
+        """How the beam of one request went, code by code."""
+        trace = self._answer([request], trace=True)[0][1]
+        assert trace is not None
+        return trace
+
+    def _answer(self, requests: Sequence[Request], *, trace: bool) -> list[tuple[Recommendation, BeamTrace | None]]:
+        started = time.perf_counter()
+        for request in requests:
+            _check(request)
+        filters = [self._filter(request.filter) for request in requests]
+        histories = [
+            list(request.history) if request.history is not None else self.history_of(request.user or "")
+            for request in requests
+        ]
+        table, start, stop = self._table(requests, histories)
+        seen_rows = [self._known_rows([event.item_id for event in history]) for history in histories]
+        excluded = []
+        for request, rows in zip(requests, seen_rows, strict=True):
+            masked = self.mask_seen if request.seen == "auto" else request.seen == "mask"
+            own = [*(rows if masked else []), *self._known_rows(request.exclude)]
+            excluded.append(torch.tensor(own, dtype=torch.long))
+        width = max((request.k for request in requests), default=1)
+        asked = max((request.beam or self.config.decoding.beam for request in requests), default=1)
+        prepared = time.perf_counter()
+        surface = torch.tensor([schema.SURFACE_CODE.get(request.surface, 0) for request in requests])
+        users = torch.tensor([self._history_row.get(r.user or "", -1) for r in requests])
+        ranking, beams, candidates = self.rank(
+            table,
+            start,
+            stop,
+            k=width,
+            beam=max(asked, width),
+            filters=filters,
+            excluded=excluded,
+            queries_at=stop,
+            user=users,
+            surface=surface,
+            trace=trace,
+        )
+        decoded = time.perf_counter()
+        replies: list[tuple[Recommendation, BeamTrace | None]] = []
+        for number, request in enumerate(requests):
+            rows = [int(row) for row in ranking.item_BK[number][: request.k].tolist() if row >= 0]
+            scores = ranking.score_BK[number].tolist()
+            reasons = self._reasons(rows, seen_rows[number], request) if request.explain else [[] for _ in rows]
+            degraded = None
+            if len(rows) < request.k:
+                allowed = self._index.unfiltered if filters[number] is None else filters[number]
+                left = int(allowed.allowed_I.sum()) if allowed is not None else 0
+                degraded = f"{len(rows)} of {request.k}: {left} items pass the filter, {len(excluded[number])} are excluded"
+            answer = Recommendation(
+                items=[
+                    RecommendedItem(
+                        item_id=self._item_ids[row],
+                        title=self._titles[row],
+                        score=float(scores[place]),
+                        sid=tuple(int(code) for code in self.semantic_ids.codes[row]),
+                        reasons=reasons[place],
+                    )
+                    for place, row in enumerate(rows)
+                ],
+                model_version=self.model_version,
+                degraded=degraded is not None,
+                degraded_reason=degraded,
+                timing_ms={
+                    "prepare": round((prepared - started) * 1e3, 3),
+                    "generate": round((decoded - prepared) * 1e3, 3),
+                    "total": round((time.perf_counter() - started) * 1e3, 3),
+                },
+            )
+            own_trace = None
+            if trace:
+                counts = self._index.unfiltered if filters[number] is None else filters[number]
+                assert counts is not None
+                banned = int(counts.allowed_I[excluded[number]].sum()) if len(excluded[number]) else 0
+                funnel = {
+                    "catalogue": self._trie.n_items,
+                    "passes the filter": int(counts.allowed_I.sum()),
+                    "not seen or excluded": int(counts.allowed_I.sum()) - banned,
+                    "generated": int((candidates.item_BC[number] >= 0).sum()),
+                    "shown": len(rows),
+                }
+                own_trace = trace_of(beams, self._trie, number, funnel)
+            replies.append((answer, own_trace))
+        return replies
+
+    @torch.no_grad()
+    def rank(
+        self,
+        table: FeatureTable,
+        start: Tensor,
+        stop: Tensor,
+        *,
+        k: int,
+        beam: int | None = None,
+        filters: list[NodeCounts | None] | None = None,
+        excluded: list[Tensor] | None = None,
+        queries_at: Tensor | None = None,
+        user: Tensor | None = None,
+        surface: Tensor | None = None,
+        mix: float | None = None,
+        trace: bool = False,
+    ) -> tuple[Ranking, BeamResult, Candidates]:
+        """Generate, then select, for histories given as row ranges of a feature table. The core of every face."""
+        begin = torch.maximum(start, stop - self.config.model.max_history)
+        batch = table.pack(begin, stop, queries_at=queries_at, user=user)
+        prefix = self.model.prefill(batch, surface)
+        masks = self._index.requests(filters or [None] * len(start), excluded)
+        beams = beam_search(
+            self.model,
+            prefix,
+            self._trie,
+            beam=beam or self.config.decoding.beam,
+            masks=masks,
+            normalise=self.config.decoding.normalise,
+            trace=trace,
+        )
+        candidates = expand(
+            beams.leaf_BW,
+            beams.log_prob_BW,
+            item_start=self._trie.item_start,
+            leaf_items=self._trie.leaf_items,
+            log_share=self._log_share,
+            allowed=masks.allowed_items(),
+            excluded=excluded,
+        )
+        own_mix = self.mix if mix is None else mix
+        select = None
+        if self.config.selection.enabled and own_mix < 1:
+            _, state, _ = self.model.start(prefix)
+            select = self.model.select_scores(state, candidates.item_BC).float()
+        scores = mix_scores(candidates.log_prob_BC, select, own_mix)
+        items, best, _ = top_k(candidates, scores, k)
+        return Ranking(items, best, candidates.log_prob_BC), beams, candidates
+
+    @torch.no_grad()
+    def mixed_ndcg(
+        self,
+        table: FeatureTable,
+        start: Tensor,
+        stop: Tensor,
+        candidates: Candidates,
+        target_B: Tensor,
+        mixes: Sequence[float],
+        *,
+        queries_at: Tensor | None = None,
+        user: Tensor | None = None,
+        surface: Tensor | None = None,
+    ) -> NDArray[np.float64]:
+        """(len(mixes),) summed NDCG@10 of the targets for several weights of the generator, from one decoding."""
+        begin = torch.maximum(start, stop - self.config.model.max_history)
+        prefix = self.model.prefill(table.pack(begin, stop, queries_at=queries_at, user=user), surface)
+        _, state, _ = self.model.start(prefix)
+        select = self.model.select_scores(state, candidates.item_BC).float()
+        out = np.zeros(len(mixes))
+        for number, mix in enumerate(mixes):
+            items, _, _ = top_k(candidates, mix_scores(candidates.log_prob_BC, select, mix), 10)
+            hit = items == target_B[:, None]
+            gain = 1 / torch.log2(torch.arange(items.shape[1]) + 2.0)
+            out[number] = float((hit * gain).sum())
+        return out
+
+    # -- the catalogue, live ---------------------------------------------------------------------------------------
+
+    def add_items(self, items: pl.DataFrame) -> int:
+        """Adds or updates items; they can be recommended at once. Returns how many were new.
+
+        A new item gets its semantic ID from the frozen tokenizer. A known one keeps its ID and takes the new metadata
+        (price, stock, title); a removed one comes back.
+
+        Raises:
+            RankloomError: no item_id or title, empty or duplicate ids.
+        """
+        for name in ("item_id", "title"):
+            if name not in items.columns or items[name].null_count():
+                raise RankloomError(f"every item needs {name}", place=name, action="fill it in", code="item-incomplete")
+        if items["item_id"].n_unique() < items.height:
+            raise RankloomError("an item_id comes twice", place="item_id", action="send each item once", code="item-twice")
+        items = items.with_columns(pl.col("item_id").cast(pl.String))
+        known = items.filter(pl.col("item_id").is_in(list(self._row_of)))
+        fresh = items.filter(~pl.col("item_id").is_in(list(self._row_of)))
+        if known.height:
+            shared = [name for name in known.columns if name in self.items.columns]
+            self.items = self.items.update(
+                known.select(shared).cast({n: self.items.schema[n] for n in shared}), on="item_id"
+            )
+            self._alive[[self._row_of[item] for item in known["item_id"].to_list()]] = True
+        if fresh.height:
+            content, aligned, codes = self.tokenizer.assign(fresh)
+            ids = self.semantic_ids
+            self.tokenizer.content = np.concatenate([self.tokenizer.content, content])
+            self.tokenizer.aligned = np.concatenate([self.tokenizer.aligned, aligned])
+            self.tokenizer.semantic_ids = SemanticIds(
+                np.concatenate([ids.codes, codes]),
+                ids.codebook_sizes,
+                np.r_[ids.prior, np.zeros(fresh.height, np.float32)],
+            )
+            common = [name for name in fresh.columns if name in self.items.columns]
+            self.items = pl.concat([self.items, fresh.select(common)], how="diagonal_relaxed").select(self.items.columns)
+            self._alive = np.r_[self._alive, np.ones(fresh.height, dtype=np.bool_)]
+        self._refresh()
+        return fresh.height
+
+    def remove_items(self, item_ids: Sequence[str]) -> int:
+        """Takes items out of every answer at once; returns how many were there."""
+        rows = [row for row in self._known_rows(item_ids) if self._alive[row]]
+        self._alive[rows] = False
+        self._refresh()
+        return len(rows)
+
+    @property
+    def trie(self) -> Trie:
+        return self._trie
+
+    def row_of(self, item_id: str) -> int | None:
+        """Catalogue row of an item, None when unknown."""
+        return self._row_of.get(item_id)
+
+    def _refresh(self) -> None:
+        """Rebuilds what depends on the catalogue."""
+        ids = self.semantic_ids
+        content = model_content(self.tokenizer.content, self.tokenizer.aligned)
+        self.model.items.replace_catalogue(torch.from_numpy(ids.codes.astype(np.int64)), torch.from_numpy(content))
+        self._trie = Trie.build(ids.codes, ids.codebook_sizes, ids.prior, rows=np.flatnonzero(self._alive))
+        self._index = MaskIndex(self._trie, len(ids.codes))
+        self._log_share = leaf_log_share(self._trie.item_start, self._trie.leaf_items, torch.from_numpy(ids.prior))
+        self._item_ids: list[str] = self.items["item_id"].to_list()
+        self._titles: list[str] = self.items["title"].to_list()
+        self._row_of = {item: row for row, item in enumerate(self._item_ids)}
+        self._filters: dict[str, NodeCounts] = {}
+
+    def _filter(self, text: str | None) -> NodeCounts | None:
+        if text is None or not text.strip():
+            return None
+        if text not in self._filters:
+            if len(self._filters) > 256:
+                self._filters.clear()
+            self._filters[text] = self._index.compile(torch.from_numpy(parse_filter(text).mask(self.items)))
+        return self._filters[text]
+
+    def _known_rows(self, item_ids: Sequence[str]) -> list[int]:
+        return [self._row_of[item] for item in item_ids if item in self._row_of]
+
+    def _table(
+        self, requests: Sequence[Request], histories: list[list[HistoryEvent]]
+    ) -> tuple[FeatureTable, Tensor, Tensor]:
+        """Feature rows of all histories, each followed by one row that carries the request's query."""
+        rows: list[tuple[int, int, float, float, int, int]] = []
+        start, stop = [], []
+        queries: list[str] = []
+        durations = self.items["duration_s"].to_list() if "duration_s" in self.items.columns else None
+        for request, history in zip(requests, histories, strict=True):
+            start.append(len(rows))
+            before: datetime | None = None
+            for event in history[-self.config.model.max_history :]:
+                row = self._row_of.get(event.item_id)
+                if row is None:
+                    continue
+                duration = durations[row] if durations is not None else None
+                ratio = event.watch_s / duration if event.watch_s is not None and duration else float("nan")
+                gap = (event.timestamp - before).total_seconds() if event.timestamp and before else -1.0
+                before = event.timestamp or before
+                rows.append((row, kind_code(event.event), ratio, gap, schema.SURFACE_CODE.get(event.surface, 0), -1))
+            stop.append(len(rows))
+            rows.append((0, 0, float("nan"), -1.0, 0, len(queries) if request.query else -1))
+            if request.query:
+                queries.append(request.query)
+        vectors = self.tokenizer.embed_texts(queries) if queries else None
+        table = FeatureTable.from_columns(rows, vectors, self._user_features())
+        return table, torch.tensor(start), torch.tensor(stop)
+
+    def _user_features(self) -> Tensor | None:
+        if "features" not in self._histories.columns:
+            return None
+        if not hasattr(self, "_features"):
+            known = np.asarray(self._histories["features"].to_list(), dtype=np.int64)
+            # the last row stands for strangers (index -1)
+            self._features = torch.from_numpy(np.vstack([known, np.zeros_like(known[:1])]))
+        return self._features
+
+    def _reasons(self, rows: list[int], seen: list[int], request: Request) -> list[list[str]]:
+        """Sentences with evidence: the past item nearest in content, the shared prefix, the query, the stranger."""
+        if request.query:
+            return [[f"answers the search {request.query!r}"] for _ in rows]
+        if not seen or not rows:
+            return [["no history yet: what people in general take first"] for _ in rows]
+        vectors = self.tokenizer.aligned
+        close = vectors[rows] @ vectors[seen].T
+        out = []
+        for place, row in enumerate(rows):
+            best = int(close[place].argmax())
+            evidence = seen[best]
+            same = self.semantic_ids.codes[row] == self.semantic_ids.codes[evidence]
+            shared = int(np.argmin(same)) if not same.all() else len(same)
+            text = f"near {self._titles[evidence]!r} in the history"
+            if shared:
+                text += f" (same first {shared} of {len(same)} codes)"
+            out.append([text])
+        return out
+
+
+def model_content(content: NDArray[np.float32], aligned: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(I, D + A) what the model reads of an item beside its codes: content and aligned vectors."""
+    if content.shape == aligned.shape and np.array_equal(content, aligned):
+        return content
+    return np.concatenate([content, aligned], axis=1)
+
+
+def build_model(config: Config, tokenizer: Tokenizer, *, n_trained: int) -> LazyDecoder:
+    """A freshly initialised model for a tokenizer's catalogue, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return LazyDecoder.from_config(
+            config,
+            codes_IQ=torch.from_numpy(tokenizer.semantic_ids.codes.astype(np.int64)),
+            content_IC=torch.from_numpy(model_content(tokenizer.content, tokenizer.aligned)),
+            codebook_sizes=tokenizer.semantic_ids.codebook_sizes,
+            n_trained=n_trained,
+            text_dim=tokenizer.content.shape[1],
+        )
+
+
+def empty_histories() -> pl.DataFrame:
+    """The histories table with no rows."""
+    return pl.DataFrame(
+        schema={
+            "user_id": pl.String(),
+            "item_ids": pl.List(pl.String()),
+            "events": pl.List(pl.String()),
+            "timestamps": pl.List(schema.TIME),
+            "watch_s": pl.List(pl.Float64()),
+            "surfaces": pl.List(pl.String()),
+        }
+    )
+
+
+def _check(request: Request) -> None:
+    if request.k < 1:
+        raise RankloomError(f"k is {request.k}", place="k", action="ask for at least one item", code="k-range")
+    if request.beam is not None and request.beam < 1:
+        raise RankloomError(f"beam is {request.beam}", place="beam", action="use a beam of at least 1", code="beam-range")
