@@ -1,0 +1,273 @@
+"""The command line: one thin command a verb. Errors are told without a traceback; exit code 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rankloom.errors import RankloomError
+
+app = typer.Typer(
+    name="rankloom",
+    help="One generative model and one space of semantic IDs for feed, search and ads.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+K = Annotated[int, typer.Option("--k", help="How many items.")]
+FilterOption = Annotated[str | None, typer.Option("--filter", help="An expression every item must meet, e.g. 'price < 30'.")]
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@app.command("import", epilog="Example: rankloom import csv docs/example --out shop --map item_id=sku --map user_id=customer --yes")
+def import_(
+    format: Annotated[str, typer.Argument(help="csv, jsonl, parquet or sequences.")],
+    source: Annotated[Path, typer.Argument(help="A folder with items.* and events.*, or one events file.")],
+    out: Annotated[Path, typer.Option("--out", help="The shop folder to write.")],
+    map: Annotated[list[str] | None, typer.Option("--map", help="shop_column=source_column; may be repeated.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Take the guessed mapping without asking.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing shop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn what you have into a shop folder."""
+    from rankloom.data.importing import import_data
+
+    mapping: dict[str, str] = {}
+    for pair in map or []:
+        shop, separator, column = pair.partition("=")
+        if not separator or not shop or not column:
+            raise RankloomError(f"{pair!r} is not shop_column=source_column", place="--map", action="write e.g. --map item_id=sku", code="map-form")
+        mapping[shop.strip()] = column.strip()
+    report = import_data(format, source, out, mapping=mapping, overwrite=overwrite)
+    if as_json:
+        print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2))
+        return
+    print(report.render())
+    if not yes and sys.stdin.isatty() and not typer.confirm("Is this mapping right?", default=True):
+        shutil.rmtree(out)
+        raise RankloomError("the import was taken back", action="say the mapping with --map shop_column=source_column", code="import-declined")
+    print(f"shop folder: {out}")
+
+
+@app.command(epilog="Example: rankloom validate demo/shop")
+def validate(shop: Annotated[Path, typer.Argument(help="A shop folder.")], as_json: AsJson = False) -> None:
+    """Check a shop: each finding is a fact, a place and an action. Changes nothing."""
+    from rankloom.data.validate import validate as run
+
+    report = run(shop)
+    print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2) if as_json else report.render())
+    if report.errors:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: rankloom train demo/shop --out model --preset tiny")
+def train(
+    shop: Annotated[Path, typer.Argument(help="A shop folder.")],
+    out: Annotated[Path, typer.Option("--out", help="The model folder to write.")],
+    preset: Annotated[str, typer.Option("--preset", help="tiny, small or base.")] = "small",
+    config: Annotated[Path | None, typer.Option("--config", help="A YAML file on top of the preset.")] = None,
+    set: Annotated[list[str] | None, typer.Option("--set", help="section.name=value; may be repeated.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="leave-one-out or time (default: time where the shop has a clock).")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="One seed, one result.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from a killed run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model.")] = False,
+) -> None:
+    """Train a model on a shop."""
+    from rankloom import pipeline
+    from rankloom.config import Config
+    from rankloom.data.shop import Shop
+
+    own = Config.load(config, preset=preset) if config else Config.preset_config(preset)
+    overrides = list(set or [])
+    split = split or ("leave-one-out" if Shop.open(shop).origin.get("clock") == "order" else None)
+    if split:
+        overrides.append(f"data.split={split}")
+    if seed is not None:
+        overrides.append(f"seed={seed}")
+    pipeline.train(shop, out, own.with_overrides(overrides), resume=resume, overwrite=overwrite, say=say)
+    print(f"model folder: {out}")
+
+
+@app.command(epilog="Example: rankloom evaluate model demo/shop --baselines")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    shop: Annotated[Path, typer.Argument(help="The shop it was trained on.")],
+    split: Annotated[str | None, typer.Option("--split", help="leave-one-out or time (default: as trained).")] = None,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Fit and rank the baselines in the same run.")] = False,
+    beam: Annotated[int | None, typer.Option("--beam", help="Beam width (default: the model's).")] = None,
+    max_users: Annotated[int | None, typer.Option("--max-users", help="A random sample of so many people.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON here (the report reads MODEL/../evaluation.json).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model on the test part of a shop's log, seen items masked and allowed."""
+    from rankloom.config import EvaluationConfig
+    from rankloom.data.sequences import load_sequences
+    from rankloom.data.shop import Shop
+    from rankloom.evaluation.evaluate import evaluate as run
+    from rankloom.evaluation.evaluate import text_table
+    from rankloom.evaluation.floors import ItemKNN, Markov, Popularity
+    from rankloom.evaluation.rankloom_system import RankloomSystem
+    from rankloom.evaluation.sasrec import SASRec
+    from rankloom.evaluation.systems import System
+    from rankloom.files import write_json
+    from rankloom.recommender import Rankloom
+
+    own = Rankloom.from_pretrained(model)
+    if split not in (None, "leave-one-out", "time"):
+        raise RankloomError(f"no split {split!r}", place="--split", action="choose leave-one-out or time", code="unknown-split")
+    opened = Shop.open(shop)
+    data = own.config.data.model_copy(update={"split": split} if split else {})
+    sequences = load_sequences(opened, data)
+    first = RankloomSystem(own, opened, beam=beam)
+    if first.added:
+        say(f"{first.added:,} items are new to the model; they got semantic IDs from its frozen tokenizer")
+    systems: list[System] = [first, RankloomSystem(own, opened, select=False, beam=beam)]
+    if baselines:
+        systems += [Popularity(), Markov(), ItemKNN(), SASRec(use_text=True)]
+    content = own.tokenizer.content[first.row_of_shop_item]
+    result = run(systems, sequences, content, EvaluationConfig(), seed=own.config.seed, max_cases=max_users, say=say)
+    if out is not None:
+        write_json(out, result.to_json())
+    print(json.dumps(result.to_json(), indent=2) if as_json else text_table(result))
+
+
+@app.command(epilog="Example: rankloom recommend model --user u1 --k 5 --filter 'price < 30' --explain")
+def recommend(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    user: Annotated[str, typer.Option("--user", help="Who.")],
+    k: K = 10,
+    filter: FilterOption = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What to show one person next."""
+    from rankloom.recommender import Rankloom
+
+    own = Rankloom.from_pretrained(model)
+    _print(own.recommend(user, k=k, filter=filter, explain=explain), as_json, stranger=user not in own.users)
+
+
+@app.command(epilog='Example: rankloom search model "green tea" --k 5')
+def search(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    words: Annotated[str, typer.Argument(help="What to search for.")],
+    user: Annotated[str | None, typer.Option("--user", help="Who.")] = None,
+    k: K = 10,
+    filter: FilterOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """The same model with words in its context."""
+    from rankloom.recommender import Rankloom
+
+    _print(Rankloom.from_pretrained(model).search(words, user=user, k=k, filter=filter, explain=True), as_json)
+
+
+@app.command(epilog="Example: rankloom serve model --port 8080")
+def serve(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.")] = 8080,
+    state: Annotated[Path | None, typer.Option("--state", help="Where events are kept (default: MODEL.events.sqlite).")] = None,
+) -> None:
+    """Serve a model: HTTP API and the page."""
+    from rankloom.serving.server import run
+
+    run(model, host=host, port=port, state=state or model.with_name(model.name + ".events.sqlite"), say=say)
+
+
+@app.command(epilog="Example: rankloom demo --no-serve")
+def demo(
+    folder: Annotated[Path, typer.Option("--folder", help="Where the demo lives.")] = Path("demo"),
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the marketplace and the model.")] = 0,
+    scale: Annotated[float, typer.Option("--scale", help="Size of the marketplace; 1 is 4,000 people.")] = 1.0,
+    preset: Annotated[str, typer.Option("--preset", help="tiny, small or base.")] = "small",
+    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="End with the page.")] = True,
+    port: Annotated[int, typer.Option("--port", help="Port of the page.")] = 8080,
+) -> None:
+    """Simulated marketplace -> train -> evaluate -> serve with the page."""
+    from rankloom import pipeline
+    from rankloom.config import Config, EvaluationConfig
+    from rankloom.data.sequences import load_sequences
+    from rankloom.data.shop import Shop
+    from rankloom.evaluation.evaluate import evaluate as run
+    from rankloom.evaluation.evaluate import text_table
+    from rankloom.evaluation.floors import ItemKNN, Markov, Popularity
+    from rankloom.evaluation.rankloom_system import RankloomSystem
+    from rankloom.evaluation.systems import System
+    from rankloom.files import write_json
+    from rankloom.recommender import Rankloom
+    from rankloom.simulation.bazaar import generate_bazaar
+
+    shop_path, model_path = folder / "shop", folder / "model"
+    if (shop_path / "shop.json").exists():
+        say(f"1/4 the marketplace is there: {shop_path}")
+    else:
+        say(f"1/4 simulating the bazaar into {shop_path}")
+        generate_bazaar(shop_path, seed=seed, scale=scale)
+    if (model_path / "manifest.json").exists():
+        say(f"2/4 the model is there: {model_path}")
+    else:
+        say(f"2/4 training the {preset} preset")
+        resume = (folder / "model.training" / "run.json").exists()
+        config = Config.preset_config(preset).with_overrides([f"seed={seed}"])
+        pipeline.train(shop_path, model_path, config, resume=resume, say=say)
+    say("3/4 evaluating on what people did after the training period (simulated)")
+    own = Rankloom.from_pretrained(model_path)
+    shop = Shop.open(shop_path)
+    sequences = load_sequences(shop, own.config.data)
+    systems: list[System] = [
+        RankloomSystem(own, shop), RankloomSystem(own, shop, select=False), Popularity(), Markov(), ItemKNN(),
+    ]  # fmt: skip
+    result = run(systems, sequences, None, EvaluationConfig(bootstrap=200), max_cases=1500, say=say)
+    write_json(folder / "evaluation.json", result.to_json())
+    print(text_table(result))
+    if not serve:
+        print(f"\nthe model is in {model_path}; see it with: rankloom serve {model_path}")
+        return
+    from rankloom.serving.server import run as serve_model
+
+    say("4/4 serving")
+    serve_model(model_path, host="127.0.0.1", port=port, state=folder / "events.sqlite", say=say)
+
+
+def _print(reply: Any, as_json: bool, *, stranger: bool = False) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        print(json.dumps(asdict(reply), ensure_ascii=False, indent=2))
+        return
+    if stranger:
+        print("no history of this person: the list is that for a new visitor")
+    for place, item in enumerate(reply.items, start=1):
+        codes = "-".join(map(str, item.sid))
+        print(f"{place:>3}. {item.title}  [{item.item_id}]  SID {codes}  {item.score:.2f}")
+        for reason in item.reasons:
+            print(f"       {reason}")
+    if reply.degraded:
+        print(f"degraded: {reply.degraded_reason}")
+
+
+def main() -> None:
+    """Entry point: prints a `RankloomError` as fact, place and action, exit code 2."""
+    try:
+        app()
+    except RankloomError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
