@@ -150,6 +150,8 @@ class TrainingConfig(Section):
     """The loop (training/loop.py)."""
 
     max_epochs: int = Field(default=40, ge=1)
+    min_steps: int = Field(default=400, ge=0)
+    """Small shops train more epochs, and smaller batches, until at least so many steps are planned."""
     max_minutes: float | None = Field(default=None, gt=0)
     """Wall-clock bound; the best checkpoint so far is exported."""
     batch_tokens: int = Field(default=4096, ge=1)
@@ -297,10 +299,10 @@ class Config(Section):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
-        "text": {"dim": 64},
+        "text": {"dim": 64, "embedder": "hashed"},
         "alignment": {"dim": 32, "epochs": 3},
         "model": {"d_model": 32, "n_layers": 2, "n_heads": 2, "max_history": 20},
-        "training": {"max_epochs": 3, "eval_users": 500},
+        "training": {"max_epochs": 3, "min_steps": 150, "eval_users": 500},
         "decoding": {"beam": 32},
     },
     "small": {

@@ -117,6 +117,9 @@ class SentenceEmbedder:
             if self.name == "minilm":
                 os.environ.setdefault("HF_HUB_OFFLINE", "1")
             from sentence_transformers import SentenceTransformer
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()
 
             try:
                 self._model = SentenceTransformer(source, device="cpu")

@@ -61,7 +61,6 @@ class SequenceBatches:
         self.table = table
         self.seed = seed
         self.order = order
-        self.batch_tokens = batch_tokens
         self.rank, self.world_size = rank, world_size
         self.user_of_row = torch.from_numpy(sequences.user)
         trained = (sequences.stage == TRAIN) & sequences.target
@@ -69,6 +68,8 @@ class SequenceBatches:
         self.windows = _windows(sequences, max_history, supervise=supervise)
         self.time = sequences.timestamp
         self.n_targets = int(self.windows.n_targets.sum())
+        # a small log is cut into at least some thirty batches, or an epoch would be a handful of steps
+        self.batch_tokens = min(batch_tokens, max(32, int((self.windows.stop - self.windows.start).sum()) // 30))
 
     def n_batches(self, epoch: int) -> int:
         return len(self._plan(epoch)) // self.world_size

@@ -99,7 +99,8 @@ class Trainer:
         self.average = {n: p.detach().clone() for n, p in model.named_parameters()} if config.ema else None
         self.position = Position()
         self.steps_per_epoch = max(1, batches.n_batches(0) // config.accumulate)
-        self.total_steps = self.steps_per_epoch * config.max_epochs
+        self.max_epochs = max(config.max_epochs, -(-config.min_steps // self.steps_per_epoch))
+        self.total_steps = self.steps_per_epoch * self.max_epochs
 
     @property
     def checkpoint_path(self) -> Path:
@@ -134,12 +135,13 @@ class Trainer:
         started = time.monotonic() - position.seconds
         saved = time.monotonic()
         stop_after = None if self.limit_steps is None else position.step + self.limit_steps
-        every = max(1, round(self.steps_per_epoch * config.eval_every_epochs))
+        # small shops have short epochs: do not evaluate more often than twenty times a run
+        every = max(1, round(self.steps_per_epoch * config.eval_every_epochs), self.total_steps // 20)
         self.model.train()
         with Progress("training", self.total_steps, unit="steps", quiet=self.quiet or not self.leader) as progress:
             progress.done = position.step
             running = _Running()
-            while position.epoch < config.max_epochs:
+            while position.epoch < self.max_epochs:
                 pending: list[TrainingBatch] = []
                 for batch in self.batches.epoch(position.epoch, skip=position.batch):
                     pending.append(batch)
