@@ -22,14 +22,19 @@ app = typer.Typer(
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 K = Annotated[int, typer.Option("--k", help="How many items.")]
-FilterOption = Annotated[str | None, typer.Option("--filter", help="An expression every item must meet, e.g. 'price < 30'.")]
+FilterOption = Annotated[
+    str | None, typer.Option("--filter", help="An expression every item must meet, e.g. 'price < 30'.")
+]
 
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-@app.command("import", epilog="Example: rankloom import csv docs/example --out shop --map item_id=sku --map user_id=customer --yes")
+@app.command(
+    "import",
+    epilog="Example: rankloom import csv docs/example --out shop --map item_id=sku --map user_id=customer --yes",
+)
 def import_(
     format: Annotated[str, typer.Argument(help="csv, jsonl, parquet or sequences.")],
     source: Annotated[Path, typer.Argument(help="A folder with items.* and events.*, or one events file.")],
@@ -46,7 +51,12 @@ def import_(
     for pair in map or []:
         shop, separator, column = pair.partition("=")
         if not separator or not shop or not column:
-            raise RankloomError(f"{pair!r} is not shop_column=source_column", place="--map", action="write e.g. --map item_id=sku", code="map-form")
+            raise RankloomError(
+                f"{pair!r} is not shop_column=source_column",
+                place="--map",
+                action="write e.g. --map item_id=sku",
+                code="map-form",
+            )
         mapping[shop.strip()] = column.strip()
     report = import_data(format, source, out, mapping=mapping, overwrite=overwrite)
     if as_json:
@@ -55,7 +65,11 @@ def import_(
     print(report.render())
     if not yes and sys.stdin.isatty() and not typer.confirm("Is this mapping right?", default=True):
         shutil.rmtree(out)
-        raise RankloomError("the import was taken back", action="say the mapping with --map shop_column=source_column", code="import-declined")
+        raise RankloomError(
+            "the import was taken back",
+            action="say the mapping with --map shop_column=source_column",
+            code="import-declined",
+        )
     print(f"shop folder: {out}")
 
 
@@ -77,7 +91,9 @@ def train(
     preset: Annotated[str, typer.Option("--preset", help="tiny, small or base.")] = "small",
     config: Annotated[Path | None, typer.Option("--config", help="A YAML file on top of the preset.")] = None,
     set: Annotated[list[str] | None, typer.Option("--set", help="section.name=value; may be repeated.")] = None,
-    split: Annotated[str | None, typer.Option("--split", help="leave-one-out or time (default: time where the shop has a clock).")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="leave-one-out or time (default: time where the shop has a clock).")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="One seed, one result.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from a killed run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model.")] = False,
@@ -106,7 +122,9 @@ def evaluate(
     baselines: Annotated[bool, typer.Option("--baselines", help="Fit and rank the baselines in the same run.")] = False,
     beam: Annotated[int | None, typer.Option("--beam", help="Beam width (default: the model's).")] = None,
     max_users: Annotated[int | None, typer.Option("--max-users", help="A random sample of so many people.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON here (the report reads MODEL/../evaluation.json).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write the JSON here (the report reads MODEL/../evaluation.json).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on the test part of a shop's log, seen items masked and allowed."""
@@ -124,7 +142,9 @@ def evaluate(
 
     own = Rankloom.from_pretrained(model)
     if split not in (None, "leave-one-out", "time"):
-        raise RankloomError(f"no split {split!r}", place="--split", action="choose leave-one-out or time", code="unknown-split")
+        raise RankloomError(
+            f"no split {split!r}", place="--split", action="choose leave-one-out or time", code="unknown-split"
+        )
     opened = Shop.open(shop)
     data = own.config.data.model_copy(update={"split": split} if split else {})
     sequences = load_sequences(opened, data)
@@ -177,12 +197,25 @@ def serve(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.")] = 8080,
-    state: Annotated[Path | None, typer.Option("--state", help="Where events are kept (default: MODEL.events.sqlite).")] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", help="Where events are kept (default: MODEL.events.sqlite).")
+    ] = None,
 ) -> None:
     """Serve a model: HTTP API and the page."""
     from rankloom.serving.server import run
 
     run(model, host=host, port=port, state=state or model.with_name(model.name + ".events.sqlite"), say=say)
+
+
+@app.command(epilog="Example: rankloom report model --out report.html")
+def report(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """One offline HTML file about a model, with plots."""
+    from rankloom.evaluation.report import write_report
+
+    print(f"report: {write_report(model, out)}")
 
 
 @app.command(epilog="Example: rankloom demo --no-serve")

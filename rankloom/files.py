@@ -134,9 +134,7 @@ def sha256_file(path: str | Path) -> str:
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as UTF-8 JSON, atomically."""
     with atomic_file(path) as temporary:
-        temporary.write_text(
-            json.dumps(value, ensure_ascii=False, indent=2, sort_keys=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:

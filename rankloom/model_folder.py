@@ -78,7 +78,9 @@ def check(folder: str | Path) -> dict[str, Any]:
         )
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != "rankloom-model" or "files" not in manifest:
-        raise RankloomError(f"{MANIFEST} is not a Rankloom manifest", place=str(folder / MANIFEST), code="model-foreign")
+        raise RankloomError(
+            f"{MANIFEST} is not a Rankloom manifest", place=str(folder / MANIFEST), code="model-foreign"
+        )
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise RankloomError(
             f"the model folder has format {manifest.get('schema_version')}, this version reads {SCHEMA_VERSION}",
@@ -88,7 +90,9 @@ def check(folder: str | Path) -> dict[str, Any]:
         )
     for name in REQUIRED:
         if name != MANIFEST and name not in manifest["files"]:
-            raise RankloomError(f"the manifest does not list {name}", place=str(folder / MANIFEST), code="model-incomplete")
+            raise RankloomError(
+                f"the manifest does not list {name}", place=str(folder / MANIFEST), code="model-incomplete"
+            )
     for name, entry in manifest["files"].items():
         file = folder / name
         if Path(name).name != name or not file.is_file():

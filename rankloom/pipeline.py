@@ -76,8 +76,7 @@ def train(
     tokenizer = _tokenizer(work, items, sequences, config, quiet, say)
     report = tokenizer.report()
     say(
-        f"semantic IDs: {'x'.join(map(str, report['codebook_sizes']))} codes, {report['icr']:.1%} of items have one of their "
-        f"own, text by {report['embedder']}"
+        f"semantic IDs: {'x'.join(map(str, report['codebook_sizes']))} codes, {report['icr']:.1%} of items have one of their own, text by {report['embedder']}"
     )
     table = feature_table(sequences, tokenizer, shop)
     trained = (sequences.stage == TRAIN) & sequences.target
@@ -246,7 +245,9 @@ def histories_table(shop: Shop, sequences: Sequences, config: Config) -> pl.Data
     """The last `max_history` interactions of every person, whatever their stage: what serving conditions on."""
     length = np.diff(sequences.offsets)
     kept = np.minimum(length, config.model.max_history)
-    rows = np.repeat(sequences.offsets[1:] - kept, kept) + (np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept))
+    rows = np.repeat(sequences.offsets[1:] - kept, kept) + (
+        np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
+    )
     items = shop.items()
     item_ids = items["item_id"].gather(sequences.item[rows].tolist())
     durations = items["duration_s"].gather(sequences.item[rows].tolist()) if "duration_s" in items.columns else None
@@ -259,7 +260,9 @@ def histories_table(shop: Shop, sequences: Sequences, config: Config) -> pl.Data
             "timestamps": pl.Series(sequences.timestamp[rows]).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
             if sequences.has_clock
             else pl.Series([None] * len(rows), dtype=schema.TIME),
-            "watch_s": ratio * durations if durations is not None else pl.Series([None] * len(rows), dtype=pl.Float64()),
+            "watch_s": ratio * durations
+            if durations is not None
+            else pl.Series([None] * len(rows), dtype=pl.Float64()),
             "surfaces": pl.Series(np.asarray(schema.SURFACES)[sequences.surface[rows]]),
         }
     )

@@ -27,9 +27,7 @@ class Progress:
         quiet: never print.
     """
 
-    def __init__(
-        self, description: str, total: int | None = None, *, unit: str = "", quiet: bool = False
-    ) -> None:
+    def __init__(self, description: str, total: int | None = None, *, unit: str = "", quiet: bool = False) -> None:
         self.description = description
         self.total = total
         self.unit = unit

@@ -287,6 +287,12 @@ class Rankloom:
         """Any mix of requests at once; each gets what it would get alone."""
         return [reply for reply, _ in self._answer(requests, trace=False)]
 
+    def answer_with_trace(self, request: Request) -> tuple[Recommendation, BeamTrace]:
+        """One reply and how the beam got there."""
+        reply, trace = self._answer([request], trace=True)[0]
+        assert trace is not None
+        return reply, trace
+
     def trace(self, request: Request) -> BeamTrace:
         """How the beam of one request went, code by code."""
         trace = self._answer([request], trace=True)[0][1]
@@ -337,7 +343,9 @@ class Rankloom:
             if len(rows) < request.k:
                 allowed = self._index.unfiltered if filters[number] is None else filters[number]
                 left = int(allowed.allowed_I.sum()) if allowed is not None else 0
-                degraded = f"{len(rows)} of {request.k}: {left} items pass the filter, {len(excluded[number])} are excluded"
+                degraded = (
+                    f"{len(rows)} of {request.k}: {left} items pass the filter, {len(excluded[number])} are excluded"
+                )
             answer = Recommendation(
                 items=[
                     RecommendedItem(
@@ -465,7 +473,9 @@ class Rankloom:
             if name not in items.columns or items[name].null_count():
                 raise RankloomError(f"every item needs {name}", place=name, action="fill it in", code="item-incomplete")
         if items["item_id"].n_unique() < items.height:
-            raise RankloomError("an item_id comes twice", place="item_id", action="send each item once", code="item-twice")
+            raise RankloomError(
+                "an item_id comes twice", place="item_id", action="send each item once", code="item-twice"
+            )
         items = items.with_columns(pl.col("item_id").cast(pl.String))
         known = items.filter(pl.col("item_id").is_in(list(self._row_of)))
         fresh = items.filter(~pl.col("item_id").is_in(list(self._row_of)))
@@ -486,7 +496,9 @@ class Rankloom:
                 np.r_[ids.prior, np.zeros(fresh.height, np.float32)],
             )
             common = [name for name in fresh.columns if name in self.items.columns]
-            self.items = pl.concat([self.items, fresh.select(common)], how="diagonal_relaxed").select(self.items.columns)
+            self.items = pl.concat([self.items, fresh.select(common)], how="diagonal_relaxed").select(
+                self.items.columns
+            )
             self._alive = np.r_[self._alive, np.ones(fresh.height, dtype=np.bool_)]
         self._refresh()
         return fresh.height
@@ -628,4 +640,6 @@ def _check(request: Request) -> None:
     if request.k < 1:
         raise RankloomError(f"k is {request.k}", place="k", action="ask for at least one item", code="k-range")
     if request.beam is not None and request.beam < 1:
-        raise RankloomError(f"beam is {request.beam}", place="beam", action="use a beam of at least 1", code="beam-range")
+        raise RankloomError(
+            f"beam is {request.beam}", place="beam", action="use a beam of at least 1", code="beam-range"
+        )

@@ -27,7 +27,12 @@ EVENT_ALIASES: Final[dict[str, str]] = {
     "hate": "dislike", "block": "dislike", "不喜欢": "dislike", "view_search_results": "search", "搜索": "search",
 }  # fmt: skip
 # (name, divisor to seconds, smallest and largest plausible value: the years 1990 to 2100)
-_UNITS: Final = (("s", 1, 6.3e8, 4.2e9), ("ms", 10**3, 6.3e11, 4.2e12), ("us", 10**6, 6.3e14, 4.2e15), ("ns", 10**9, 6.3e17, 4.2e18))
+_UNITS: Final = (
+    ("s", 1, 6.3e8, 4.2e9),
+    ("ms", 10**3, 6.3e11, 4.2e12),
+    ("us", 10**6, 6.3e14, 4.2e15),
+    ("ns", 10**9, 6.3e17, 4.2e18),
+)
 
 
 def text_id(name: str, kind: pl.DataType) -> pl.Expr:
@@ -51,7 +56,9 @@ def time_column(frame: pl.LazyFrame, name: str, *, place: str, notices: list[str
         return pl.col(name).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     number = pl.col(name).cast(pl.Float64, strict=False) if kind == pl.String else pl.col(name).cast(pl.Float64)
     tests = [number.is_between(low, high).sum().alias(unit) for unit, _, low, high in _UNITS]
-    counts = frame.select(number.is_not_null().sum().alias("numbers"), *tests).collect(engine="streaming").row(0, named=True)
+    counts = (
+        frame.select(number.is_not_null().sum().alias("numbers"), *tests).collect(engine="streaming").row(0, named=True)
+    )
     if kind.is_numeric() or counts["numbers"] > 0:
         found = [(unit, divisor) for unit, divisor, _, _ in _UNITS if counts[unit]]
         if len(found) > 1:
@@ -74,7 +81,13 @@ def time_column(frame: pl.LazyFrame, name: str, *, place: str, notices: list[str
         exact = pl.col(name).cast(pl.Float64 if kind.is_float() or kind == pl.String else pl.Int64, strict=False)
         return (exact * 10**6 / divisor).cast(pl.Int64).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     notices.append(f"{place}: times of {name!r} without a zone read as UTC")
-    text = pl.col(name).str.strip_chars().str.replace(r"\.\d+", "").str.replace("T", " ").str.replace(r"\s*(Z|\+00:?00|UTC)$", "")
+    text = (
+        pl.col(name)
+        .str.strip_chars()
+        .str.replace(r"\.\d+", "")
+        .str.replace("T", " ")
+        .str.replace(r"\s*(Z|\+00:?00|UTC)$", "")
+    )
     formats = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d")
     parsed = pl.coalesce([text.str.to_datetime(f, time_unit="us", strict=False) for f in formats])
     return parsed.dt.replace_time_zone("UTC")
@@ -87,8 +100,10 @@ def price_micros(name: str, kind: pl.DataType) -> pl.Expr:
     digits = pl.col(name).cast(pl.String).str.replace_all(r"[^\d.,\-]", "")
     # the last separator followed by one or two digits is the decimal point
     comma = digits.str.contains(r",\d{1,2}$")
-    plain = pl.when(comma).then(digits.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)).otherwise(
-        digits.str.replace_all(",", "", literal=True)
+    plain = (
+        pl.when(comma)
+        .then(digits.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True))
+        .otherwise(digits.str.replace_all(",", "", literal=True))
     )
     return (plain.cast(pl.Float64, strict=False) * 1e6).round().cast(pl.Int64)
 
@@ -100,9 +115,17 @@ def category_path(name: str, kind: pl.DataType) -> pl.Expr:
         column = column.list.eval(pl.element().explode())
         kind = kind.inner
     if isinstance(kind, pl.List):
-        return column.list.eval(pl.element().cast(pl.String).str.strip_chars()).list.drop_nulls().list.unique(maintain_order=True)
+        return (
+            column.list.eval(pl.element().cast(pl.String).str.strip_chars())
+            .list.drop_nulls()
+            .list.unique(maintain_order=True)
+        )
     text = column.cast(pl.String)
-    cut = pl.when(text.str.contains(r"[>|;]")).then(text.str.replace_all(r"\s*[>|;]\s*", "\x1f")).otherwise(text.str.replace_all(r",\s*", "\x1f"))
+    cut = (
+        pl.when(text.str.contains(r"[>|;]"))
+        .then(text.str.replace_all(r"\s*[>|;]\s*", "\x1f"))
+        .otherwise(text.str.replace_all(r",\s*", "\x1f"))
+    )
     return cut.str.split("\x1f").list.eval(pl.element().str.strip_chars().replace("", None)).list.drop_nulls()
 
 
@@ -119,9 +142,12 @@ def flag(name: str, kind: pl.DataType) -> pl.Expr:
     if kind.is_numeric():
         return pl.col(name) > 0
     word = pl.col(name).cast(pl.String).str.strip_chars().str.to_lowercase()
-    return pl.when(word.is_in(["1", "true", "yes", "y", "in stock", "in_stock", "available", "是", "有货"])).then(True).when(
-        word.is_in(["0", "false", "no", "n", "out of stock", "out_of_stock", "sold out", "否", "缺货"])
-    ).then(False)
+    return (
+        pl.when(word.is_in(["1", "true", "yes", "y", "in stock", "in_stock", "available", "是", "有货"]))
+        .then(True)
+        .when(word.is_in(["0", "false", "no", "n", "out of stock", "out_of_stock", "sold out", "否", "缺货"]))
+        .then(False)
+    )
 
 
 def cast_column(frame: pl.LazyFrame, shop: str, source: str, *, place: str, notices: list[str]) -> pl.Expr:
@@ -141,7 +167,12 @@ def cast_column(frame: pl.LazyFrame, shop: str, source: str, *, place: str, noti
         return event_name(source).alias(shop)
     if shop == "in_stock":
         return flag(source, kind).alias(shop)
-    types: dict[str, Any] = {**schema.ITEM_OPTIONAL, **schema.EVENT_OPTIONAL, **schema.ITEM_REQUIRED, **schema.CAMPAIGN_OPTIONAL}
+    types: dict[str, Any] = {
+        **schema.ITEM_OPTIONAL,
+        **schema.EVENT_OPTIONAL,
+        **schema.ITEM_REQUIRED,
+        **schema.CAMPAIGN_OPTIONAL,
+    }
     wanted = types[shop]
     if isinstance(kind, pl.List) and wanted == pl.String:
         return pl.col(source).list.eval(pl.element().cast(pl.String)).list.join(" ").alias(shop)

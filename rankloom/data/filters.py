@@ -89,7 +89,9 @@ class Filter:
     def mask(self, items: pl.DataFrame) -> NDArray[np.bool_]:
         """(I,) bool. Raises `RankloomError` for an unknown field or values of the wrong type."""
         expression = _compile(self.root, items)
-        result: NDArray[np.bool_] = items.select(expression.fill_null(False).alias("m"))["m"].to_numpy().astype(np.bool_)
+        result: NDArray[np.bool_] = (
+            items.select(expression.fill_null(False).alias("m"))["m"].to_numpy().astype(np.bool_)
+        )
         return result
 
     def __str__(self) -> str:

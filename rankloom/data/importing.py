@@ -22,7 +22,11 @@ from rankloom.errors import RankloomError
 from rankloom.files import atomic_folder, write_json
 
 FORMATS: Final = ("csv", "jsonl", "parquet", "sequences")
-_SUFFIXES: Final = {"csv": (".csv", ".tsv", ".csv.gz", ".tsv.gz"), "jsonl": (".jsonl", ".ndjson", ".jsonl.gz"), "parquet": (".parquet",)}
+_SUFFIXES: Final = {
+    "csv": (".csv", ".tsv", ".csv.gz", ".tsv.gz"),
+    "jsonl": (".jsonl", ".ndjson", ".jsonl.gz"),
+    "parquet": (".parquet",),
+}
 _NOT_TEXT: Final = {"item_id", "n_interactions", "asin", "brand_id"}
 
 
@@ -61,7 +65,12 @@ class ImportReport:
 
 
 def import_data(
-    format: str, source: str | Path, out: str | Path, *, mapping: Mapping[str, str] | None = None, overwrite: bool = False
+    format: str,
+    source: str | Path,
+    out: str | Path,
+    *,
+    mapping: Mapping[str, str] | None = None,
+    overwrite: bool = False,
 ) -> ImportReport:
     """Imports `source` (a folder with items.* and events.*, or a single file of events) as the shop `out`.
 
@@ -69,10 +78,17 @@ def import_data(
         RankloomError: anything wrong with the source, the mapping or the output folder; nothing is written.
     """
     if format not in FORMATS:
-        raise RankloomError(f"no importer {format!r}", place="FORMAT", action=f"choose one of {', '.join(FORMATS)}", code="unknown-format")
+        raise RankloomError(
+            f"no importer {format!r}",
+            place="FORMAT",
+            action=f"choose one of {', '.join(FORMATS)}",
+            code="unknown-format",
+        )
     source = Path(source)
     if not source.exists():
-        raise RankloomError(f"no file or folder {source}", place=str(source), action="check the path", code="source-missing")
+        raise RankloomError(
+            f"no file or folder {source}", place=str(source), action="check the path", code="source-missing"
+        )
     report = ImportReport()
     with tempfile.TemporaryDirectory(prefix="rankloom-import-") as scratch:
         if format == "sequences":
@@ -84,15 +100,40 @@ def import_data(
             try:
                 known = items.lazy().select("item_id", pl.lit(True).alias("__known"))
                 wordless = pl.col("item_id").is_null() & (pl.col("event") == "search")
-                joined = events.join(known, on="item_id", how="left").filter(pl.col("__known").fill_null(False) | wordless).drop("__known")
+                joined = (
+                    events.join(known, on="item_id", how="left")
+                    .filter(pl.col("__known").fill_null(False) | wordless)
+                    .drop("__known")
+                )
                 joined.sink_parquet(folder / schema.EVENTS, compression="zstd")
             except pl.exceptions.PolarsError as error:
-                raise RankloomError(f"the events cannot be read: {error}", place=str(source), action="mend the file", code="events-broken") from None
+                raise RankloomError(
+                    f"the events cannot be read: {error}",
+                    place=str(source),
+                    action="mend the file",
+                    code="events-broken",
+                ) from None
             written = pl.scan_parquet(folder / schema.EVENTS).select(pl.len()).collect().item()
             if not written:
-                raise RankloomError("no event joins the catalogue", place=str(source), action="check that both files use the same item ids", code="nothing-joined")
-            report.rows = {"items": items.height, "events": written, **{k: v for k, v in report.rows.items() if k not in ("items", "events")}}
-            origin = {"schema_version": 1, "importer": format, "clock": clock, "rows": report.rows, "notices": report.notices, "unjoined": report.unjoined}
+                raise RankloomError(
+                    "no event joins the catalogue",
+                    place=str(source),
+                    action="check that both files use the same item ids",
+                    code="nothing-joined",
+                )
+            report.rows = {
+                "items": items.height,
+                "events": written,
+                **{k: v for k, v in report.rows.items() if k not in ("items", "events")},
+            }
+            origin = {
+                "schema_version": 1,
+                "importer": format,
+                "clock": clock,
+                "rows": report.rows,
+                "notices": report.notices,
+                "unjoined": report.unjoined,
+            }
             write_json(folder / "shop.json", origin)
     return report
 
@@ -109,7 +150,9 @@ def _tables(
     items_path = None if source.is_file() else _find(source, "items", format)
     raw_events = _scan(format, events_path, scratch, report)
     raw_items = None if items_path is None else _scan(format, items_path, scratch, report)
-    seen = set(raw_events.collect_schema().names()) | (set(raw_items.collect_schema().names()) if raw_items is not None else set())
+    seen = set(raw_events.collect_schema().names()) | (
+        set(raw_items.collect_schema().names()) if raw_items is not None else set()
+    )
     check_explicit(explicit, seen, place=str(source))
     events = _cast(raw_events, schema.EVENTS, explicit, events_path, report)
     if "event" not in events.collect_schema():
@@ -123,17 +166,23 @@ def _tables(
         ids = _collect(events.select("item_id").unique().drop_nulls().sort("item_id"), events_path)
         items = ids.with_columns(pl.col("item_id").alias("title"))
         report.notices.append("no items file: the catalogue is the items of the log, titled by their ids")
-    counts = events.join(items.lazy().select("item_id"), on="item_id", how="anti").filter(pl.col("item_id").is_not_null())
+    counts = events.join(items.lazy().select("item_id"), on="item_id", how="anti").filter(
+        pl.col("item_id").is_not_null()
+    )
     lost = counts.group_by("item_id").len().sort("len", "item_id", descending=[True, False]).collect(engine="streaming")
     report.unjoined = int(lost["len"].sum() or 0)
     report.unjoined_samples = lost["item_id"].head(3).to_list()
     return items, events, "time"
 
 
-def _cast(frame: pl.LazyFrame, table: str, explicit: Mapping[str, str], path: Path, report: ImportReport) -> pl.LazyFrame:
+def _cast(
+    frame: pl.LazyFrame, table: str, explicit: Mapping[str, str], path: Path, report: ImportReport
+) -> pl.LazyFrame:
     mapped = guess(table, frame.collect_schema().names(), explicit, place=str(path))
     report.mapping[path.name] = mapped
-    casts = [casting.cast_column(frame, own.shop, own.source, place=path.name, notices=report.notices) for own in mapped]
+    casts = [
+        casting.cast_column(frame, own.shop, own.source, place=path.name, notices=report.notices) for own in mapped
+    ]
     cast = frame.select(casts)
     failed = [
         (pl.col(own.source).is_not_null() & casts[n].is_null() & (pl.col(own.source).cast(pl.String, strict=False).str.strip_chars() != ""))
@@ -162,7 +211,13 @@ def _cast(frame: pl.LazyFrame, table: str, explicit: Mapping[str, str], path: Pa
 
 def _check_events(events: pl.LazyFrame, path: Path) -> None:
     columns = ["user_id", "timestamp"]
-    missing = _collect(events.select([pl.col(c).is_null().sum().alias(c) for c in columns] + [pl.col(c).is_null().arg_max().alias(c + ".row") for c in columns]), path)
+    missing = _collect(
+        events.select(
+            [pl.col(c).is_null().sum().alias(c) for c in columns]
+            + [pl.col(c).is_null().arg_max().alias(c + ".row") for c in columns]
+        ),
+        path,
+    )
     for column in columns:
         if missing[column][0]:
             raise RankloomError(
@@ -172,7 +227,11 @@ def _check_events(events: pl.LazyFrame, path: Path) -> None:
                 code=f"{column}-missing",
             )
     unknown = _collect(
-        events.filter(~pl.col("event").is_in(list(schema.EVENT_KINDS[1:])) | pl.col("event").is_null()).group_by("event").len().sort("len", descending=True), path
+        events.filter(~pl.col("event").is_in(list(schema.EVENT_KINDS[1:])) | pl.col("event").is_null())
+        .group_by("event")
+        .len()
+        .sort("len", descending=True),
+        path,
     )
     if unknown.height:
         names = ", ".join(f"{event!r} ({count:,})" for event, count in unknown.head(5).iter_rows())
@@ -224,11 +283,24 @@ def _titles(items: pl.DataFrame, raw: pl.LazyFrame, path: Path, report: ImportRe
             if kind == pl.String and name not in items.columns and name.lower() not in _NOT_TEXT
         ]  # fmt: skip
         if extra and raw.select(pl.len()).collect().item() == items.height:
-            joined = raw.select(pl.concat_str([pl.col(c).fill_null("") for c in extra], separator=" ").alias("extra")).collect()["extra"]
-            items = items.with_columns(joined.str.replace_all("|", " ", literal=True).str.replace_all("▁", " ", literal=True).str.slice(0, 120).alias("__extra"))
+            joined = raw.select(
+                pl.concat_str([pl.col(c).fill_null("") for c in extra], separator=" ").alias("extra")
+            ).collect()["extra"]
+            items = items.with_columns(
+                joined.str.replace_all("|", " ", literal=True)
+                .str.replace_all("▁", " ", literal=True)
+                .str.slice(0, 120)
+                .alias("__extra")
+            )
             parts.append(pl.col("__extra"))
-        built = pl.concat_str(parts, separator=" ").str.replace_all(r"\s+", " ").str.strip_chars().replace("", None) if parts else pl.lit(None)
-        items = items.with_columns(pl.coalesce(pl.col("title"), built, pl.col("item_id")).alias("title")).drop("__extra", strict=False)
+        built = (
+            pl.concat_str(parts, separator=" ").str.replace_all(r"\s+", " ").str.strip_chars().replace("", None)
+            if parts
+            else pl.lit(None)
+        )
+        items = items.with_columns(pl.coalesce(pl.col("title"), built, pl.col("item_id")).alias("title")).drop(
+            "__extra", strict=False
+        )
         report.notices.append(f"{path.name}: {missing:,} missing titles built from the other text columns")
     order = [c for c in (*schema.ITEM_REQUIRED, *schema.ITEM_OPTIONAL) if c in items.columns]
     return items.select(order)
@@ -238,7 +310,12 @@ def _sequences(source: Path, report: ImportReport) -> tuple[pl.DataFrame, pl.Laz
     """A folder with items.parquet and sequences.parquet (`user_id`, `items` oldest first); the order is the time."""
     for name in ("items.parquet", "sequences.parquet"):
         if not (source / name).is_file():
-            raise RankloomError(f"the folder lacks {name}", place=str(source / name), action="give a folder with items.parquet and sequences.parquet", code="source-missing")
+            raise RankloomError(
+                f"the folder lacks {name}",
+                place=str(source / name),
+                action="give a folder with items.parquet and sequences.parquet",
+                code="source-missing",
+            )
     raw = _scan("parquet", source / "items.parquet", source, report)
     columns = [c for c in raw.collect_schema().names() if c not in ("n_interactions", "asin", "brand_id")]
     raw = raw.select(columns)
@@ -252,7 +329,12 @@ def _sequences(source: Path, report: ImportReport) -> tuple[pl.DataFrame, pl.Laz
             place=str(source / "sequences.parquet"), action="rename or rebuild the columns", code="column-missing",
         )  # fmt: skip
     if _collect(sequences.select(pl.col("user_id").is_duplicated().any()), source / "sequences.parquet").item():
-        raise RankloomError("a user_id comes twice in sequences.parquet", place=str(source / "sequences.parquet"), action="one row per user", code="user-duplicate")
+        raise RankloomError(
+            "a user_id comes twice in sequences.parquet",
+            place=str(source / "sequences.parquet"),
+            action="one row per user",
+            code="user-duplicate",
+        )
     events = (
         sequences.select(pl.col("user_id").cast(pl.String), pl.col("items").alias("item_id"), pl.int_ranges(pl.col("items").list.len()).alias("place"))
         .explode("item_id", "place")
@@ -263,7 +345,10 @@ def _sequences(source: Path, report: ImportReport) -> tuple[pl.DataFrame, pl.Laz
             pl.lit("click").alias("event"),
         )
     )  # fmt: skip
-    lost = _collect(events.join(items.lazy().select("item_id"), on="item_id", how="anti").group_by("item_id").len().sort("item_id"), source)
+    lost = _collect(
+        events.join(items.lazy().select("item_id"), on="item_id", how="anti").group_by("item_id").len().sort("item_id"),
+        source,
+    )
     report.unjoined = int(lost["len"].sum() or 0)
     report.unjoined_samples = lost["item_id"].head(3).to_list()
     report.notices.append("list order is time: the shop has no clock and can only be split leave-one-out")
@@ -271,7 +356,9 @@ def _sequences(source: Path, report: ImportReport) -> tuple[pl.DataFrame, pl.Laz
 
 
 def _find(folder: Path, stem: str, format: str) -> Path | None:
-    return next((folder / f"{stem}{suffix}" for suffix in _SUFFIXES[format] if (folder / f"{stem}{suffix}").is_file()), None)
+    return next(
+        (folder / f"{stem}{suffix}" for suffix in _SUFFIXES[format] if (folder / f"{stem}{suffix}").is_file()), None
+    )
 
 
 def _scan(format: str, path: Path, scratch: Path, report: ImportReport) -> pl.LazyFrame:
@@ -286,12 +373,21 @@ def _scan(format: str, path: Path, scratch: Path, report: ImportReport) -> pl.La
             if format == "jsonl":
                 frame = pl.scan_ndjson(path, infer_schema_length=10_000)
             else:
-                frame = pl.scan_csv(path, separator=_separator(path), infer_schema=False, truncate_ragged_lines=False, null_values=["", "NULL", "null", "\\N"])
+                frame = pl.scan_csv(
+                    path,
+                    separator=_separator(path),
+                    infer_schema=False,
+                    truncate_ragged_lines=False,
+                    null_values=["", "NULL", "null", "\\N"],
+                )
         frame.collect_schema()
         return frame
     except (pl.exceptions.PolarsError, OSError, EOFError, UnicodeDecodeError) as error:
         raise RankloomError(
-            f"{path.name} cannot be read as {format}: {str(error).splitlines()[0]}", place=str(path), action="mend or export the file again", code="file-broken"
+            f"{path.name} cannot be read as {format}: {str(error).splitlines()[0]}",
+            place=str(path),
+            action="mend or export the file again",
+            code="file-broken",
         ) from None
 
 
@@ -305,7 +401,9 @@ def _as_utf8(path: Path, scratch: Path, report: ImportReport) -> Path:
         encoding = "utf-16"
     elif b"\x00" in head:
         line = head[: head.index(b"\x00")].count(b"\n") + 1
-        raise RankloomError("the file holds NUL bytes", place=f"{path}, line {line}", action="export it as UTF-8 text", code="nul-bytes")
+        raise RankloomError(
+            "the file holds NUL bytes", place=f"{path}, line {line}", action="export it as UTF-8 text", code="nul-bytes"
+        )
     else:
         try:
             head[: max(0, len(head) - 4)].decode("utf-8")
@@ -315,13 +413,21 @@ def _as_utf8(path: Path, scratch: Path, report: ImportReport) -> Path:
                 head[: max(0, len(head) - 4)].decode(encoding)
             except UnicodeDecodeError:
                 line = head[: error.start].count(b"\n") + 1
-                raise RankloomError("the text is neither UTF-8, UTF-16 nor GB18030", place=f"{path}, line {line}", action="save it as UTF-8", code="encoding-unknown") from None
+                raise RankloomError(
+                    "the text is neither UTF-8, UTF-16 nor GB18030",
+                    place=f"{path}, line {line}",
+                    action="save it as UTF-8",
+                    code="encoding-unknown",
+                ) from None
     if encoding == "utf-8" and path.suffix != ".gz":
         return path
     if encoding != "utf-8":
         report.notices.append(f"{path.name}: read as {encoding.upper()}")
     copy = scratch / path.name.removesuffix(".gz")
-    with opener(path, "rt", encoding=encoding, newline="") as reader, open(copy, "w", encoding="utf-8", newline="") as writer:
+    with (
+        opener(path, "rt", encoding=encoding, newline="") as reader,
+        open(copy, "w", encoding="utf-8", newline="") as writer,
+    ):
         shutil.copyfileobj(reader, writer, 1 << 20)
     return copy
 
@@ -336,4 +442,9 @@ def _collect(frame: pl.LazyFrame, path: Path) -> pl.DataFrame:
     try:
         return frame.collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise RankloomError(f"{path.name} cannot be read: {str(error).splitlines()[0]}", place=str(path), action="mend or export the file again", code="file-broken") from None
+        raise RankloomError(
+            f"{path.name} cannot be read: {str(error).splitlines()[0]}",
+            place=str(path),
+            action="mend or export the file again",
+            code="file-broken",
+        ) from None

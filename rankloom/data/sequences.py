@@ -169,9 +169,7 @@ def load_sequences(shop: Shop, config: DataConfig) -> Sequences:
         stage = _by_time(timestamp, target, config)
     queries = tuple(frame["query"].drop_nulls().unique(maintain_order=True).to_list())
     query = (
-        frame["query"].replace_strict(
-            list(queries), list(range(len(queries))), default=-1, return_dtype=pl.Int32
-        )
+        frame["query"].replace_strict(list(queries), list(range(len(queries))), default=-1, return_dtype=pl.Int32)
         if queries
         else None
     )
@@ -195,9 +193,7 @@ def load_sequences(shop: Shop, config: DataConfig) -> Sequences:
     )
 
 
-def _read_interactions(
-    shop: Shop, config: DataConfig, items: pl.DataFrame, *, has_clock: bool
-) -> pl.DataFrame:
+def _read_interactions(shop: Shop, config: DataConfig, items: pl.DataFrame, *, has_clock: bool) -> pl.DataFrame:
     """Events of the wanted kinds, joined, sorted and merged: user_id, item, kind, timestamp, target and features."""
     events = shop.scan(schema.EVENTS)
     columns = events.collect_schema().names()
@@ -224,14 +220,10 @@ def _read_interactions(
         items = items.with_columns(pl.lit(None, dtype=pl.Float64()).alias("duration_s"))
     strength = {kind: rank for rank, kind in enumerate(_STRENGTH)}
     frame = frame.join(items, on="item_id", how="inner").with_columns(
-        (pl.col("watch_s") / pl.when(pl.col("duration_s") > 0).then(pl.col("duration_s"))).alias(
-            "watch_ratio"
-        ),
+        (pl.col("watch_s") / pl.when(pl.col("duration_s") > 0).then(pl.col("duration_s"))).alias("watch_ratio"),
         pl.col("event").replace_strict(strength, default=0, return_dtype=pl.Int8).alias("strength"),
         pl.col("event").is_in(list(config.target_events)).alias("target"),
-        pl.col("surface")
-        .replace_strict(schema.SURFACE_CODE, default=0, return_dtype=pl.Int8)
-        .alias("surface"),
+        pl.col("surface").replace_strict(schema.SURFACE_CODE, default=0, return_dtype=pl.Int8).alias("surface"),
     )
     if config.min_watch_ratio is not None:
         short = (pl.col("event") == "view") & (pl.col("watch_ratio") < config.min_watch_ratio)
@@ -286,7 +278,5 @@ def _by_time(timestamp: NDArray[np.int64], target: NDArray[np.bool_], config: Da
             action="use --split leave-one-out, or import more days",
             code="split-impossible",
         )
-    stage: NDArray[np.int8] = (timestamp >= valid_from).astype(np.int8) + (timestamp >= test_from).astype(
-        np.int8
-    )
+    stage: NDArray[np.int8] = (timestamp >= valid_from).astype(np.int8) + (timestamp >= test_from).astype(np.int8)
     return stage

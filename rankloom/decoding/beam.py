@@ -84,7 +84,9 @@ def beam_search(
         log_probs = logits.float()
         if normalise == "codebook":
             log_probs = torch.log_softmax(log_probs, dim=-1)
-        request, parent, child, code, score = _continuations(trie, level, node_BW, score_BW, log_probs, masks, normalise)
+        request, parent, child, code, score = _continuations(
+            trie, level, node_BW, score_BW, log_probs, masks, normalise
+        )
         kept, column, counts = _best(request, child, score, batch, beam)
         width = max(1, int(counts.max())) if batch else 1
         rows = request[kept]

@@ -93,7 +93,9 @@ class RequestMasks:
             key = request * n_nodes + ancestor[leaf]
             pairs, taken = torch.unique(key, return_counts=True)
             total = (
-                torch.stack([own.counts[depth - 1] for own in self.unique])[self.which_B[pairs // n_nodes], pairs % n_nodes]
+                torch.stack([own.counts[depth - 1] for own in self.unique])[
+                    self.which_B[pairs // n_nodes], pairs % n_nodes
+                ]
                 if len(pairs)
                 else taken
             )

@@ -42,7 +42,8 @@ def trace_of(result: BeamResult, trie: Trie, row: int, funnel: dict[str, int], *
         scores = level.log_prob_BW[row].tolist()
         codes = trie.child_code[depth - 1]
         new = [
-            (*prefixes[parent], int(codes[node])) if node >= 0 else () for node, parent in zip(nodes, parents, strict=True)
+            (*prefixes[parent], int(codes[node])) if node >= 0 else ()
+            for node, parent in zip(nodes, parents, strict=True)
         ]
         levels.append(
             [

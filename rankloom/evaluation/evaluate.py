@@ -32,7 +32,13 @@ class EvaluationResult:
     def value(self, system: str, metric: str, k: int, *, masked: bool) -> float:
         """One figure over all cases."""
         for row in self.rows:
-            if (row["system"], row["metric"], row["k"], row["masked"], row["slice"]) == (system, metric, k, masked, "all"):
+            if (row["system"], row["metric"], row["k"], row["masked"], row["slice"]) == (
+                system,
+                metric,
+                k,
+                masked,
+                "all",
+            ):
                 return float(row["value"])
         raise KeyError((system, metric, k, masked))
 
@@ -86,14 +92,18 @@ def paired_difference(
     first: NDArray[np.int32], second: NDArray[np.int32], cases: Cases, *, metric: str, k: int, n_samples: int = 1000
 ) -> tuple[float, float, float]:
     """Mean difference of a metric between two systems on the same cases, and its 95% interval over users."""
-    difference = gains(target_rank(first, cases.target), k, metric) - gains(target_rank(second, cases.target), k, metric)
+    difference = gains(target_rank(first, cases.target), k, metric) - gains(
+        target_rank(second, cases.target), k, metric
+    )
     low, high = Bootstrap(cases.user, n_samples).interval(difference)
     return float(difference.mean()), low, high
 
 
 def text_table(result: EvaluationResult) -> str:
     """The main figures, one line a system."""
-    lines = [f"{'system':<22}{'variant':<10}{'seen items':<12}{'R@5':>8}{'R@10':>8}{'N@10':>8}{'R@50':>8}   R@10 interval"]
+    lines = [
+        f"{'system':<22}{'variant':<10}{'seen items':<12}{'R@5':>8}{'R@10':>8}{'N@10':>8}{'R@50':>8}   R@10 interval"
+    ]
     for (system, variant, masked), _ in result.lists.items():
         own = {
             (row["metric"], row["k"]): row

@@ -44,7 +44,9 @@ class Bootstrap:
         self.n_users = len(users)
         self.cases = np.bincount(self.owner, minlength=self.n_users).astype(np.float64)
         rng = np.random.default_rng(seed)
-        self.weights = [rng.multinomial(self.n_users, np.full(self.n_users, 1 / self.n_users)) for _ in range(n_samples)]
+        self.weights = [
+            rng.multinomial(self.n_users, np.full(self.n_users, 1 / self.n_users)) for _ in range(n_samples)
+        ]
 
     def interval(self, values_C: FloatArray, *, level: float = 0.95) -> tuple[float, float]:
         """The interval of the mean; for a paired comparison pass the per-case differences of two systems."""
@@ -109,6 +111,15 @@ def rows_of(
                          "n": int(inside.sum()), "slice": name})  # fmt: skip
     for metric, value in beyond_accuracy(lists_CK, 10, sequences).items():
         rows.append(
-            {**base, "metric": metric, "k": 10, "value": value, "low": None, "high": None, "n": len(rank), "slice": "all"}
+            {
+                **base,
+                "metric": metric,
+                "k": 10,
+                "value": value,
+                "low": None,
+                "high": None,
+                "n": len(rank),
+                "slice": "all",
+            }
         )
     return rows

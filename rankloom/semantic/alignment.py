@@ -54,7 +54,8 @@ class Aligner:
         x = torch.from_numpy(np.ascontiguousarray(content))
         if len(i) and config.epochs:
             rng = np.random.default_rng(self.seed)
-            share = weight.astype(np.float64) / weight.sum()
+            share = weight.astype(np.float64)
+            share = share / share.sum()
             # half by strength, half evenly, so that the tail of the catalogue is aligned too
             share = 0.5 * share + 0.5 / len(share)
             per_epoch = max(1, min(len(i), 8 * len(content)) // config.batch_size)

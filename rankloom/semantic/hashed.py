@@ -58,9 +58,9 @@ class HashedTextEmbedder:
         counts = self._counts(texts)
         frequency = np.bincount(counts.indices, minlength=self.n_buckets)
         # a term of one text says nothing about any other
-        self.idf = np.where(frequency >= min(2, len(texts)), np.log((1 + len(texts)) / (1 + frequency)) + 1, 0.0).astype(
-            np.float32
-        )
+        self.idf = np.where(
+            frequency >= min(2, len(texts)), np.log((1 + len(texts)) / (1 + frequency)) + 1, 0.0
+        ).astype(np.float32)
         weighted = self._weighted(counts)
         rank = min(self.dim, min(weighted.shape) - 1)
         components = np.zeros((self.n_buckets, self.dim), dtype=np.float16)

@@ -35,7 +35,9 @@ def cooccurrence_pairs(sequences: Sequences, *, window: int = 5, top: int = 20) 
     return _top(sparse.csr_matrix(scale @ matrix @ scale), top)
 
 
-def swing_pairs(sequences: Sequences, *, alpha: float = 1.0, top: int = 20, max_users: int = 60, seed: int = 0) -> Pairs:
+def swing_pairs(
+    sequences: Sequences, *, alpha: float = 1.0, top: int = 20, max_users: int = 60, seed: int = 0
+) -> Pairs:
     """(i, j, weight) by Swing.
 
     Popular items keep a random `max_users` of their users, which bounds the user pairs.

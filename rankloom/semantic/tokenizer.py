@@ -78,7 +78,9 @@ class Tokenizer:
             aligned = aligner.fit(content, _pairs(sequences, config), quiet=quiet)
         sizes = config.quantizer.codebook_sizes or codebook_sizes_for(items.height)
         rng = np.random.default_rng(config.seed)
-        quantizer = RQKMeans(sizes, balanced_levels=config.quantizer.balanced_levels, iterations=config.quantizer.iterations)
+        quantizer = RQKMeans(
+            sizes, balanced_levels=config.quantizer.balanced_levels, iterations=config.quantizer.iterations
+        )
         codes = quantizer.fit(aligned, rng)
         trained = (sequences.stage == TRAIN) & sequences.target
         prior = np.bincount(sequences.item[trained], minlength=items.height).astype(np.float32)

@@ -62,7 +62,9 @@ class Trie:
         codes = codes[chosen]
         n_levels = len(codebook_sizes)
         if codes.ndim != 2 or codes.shape[1] != n_levels:
-            raise RankloomError(f"semantic IDs of shape {codes.shape} do not fit {n_levels} codebooks", code="sid-shape")
+            raise RankloomError(
+                f"semantic IDs of shape {codes.shape} do not fit {n_levels} codebooks", code="sid-shape"
+            )
         if len(codes) and (codes.min() < 0 or (codes >= np.asarray(codebook_sizes)).any()):
             raise RankloomError("a semantic ID has a code outside its codebook", code="sid-range")
         weight = np.zeros(len(codes)) if prior is None else np.asarray(prior, dtype=np.float64)[chosen]

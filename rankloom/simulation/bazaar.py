@@ -24,7 +24,9 @@ SOURCES: Final = (0.35, 0.30, 0.20, 0.15)
 _FADE: Final = 1.3  # power-law age exponent of exposure, KuaiRand
 
 
-def generate_bazaar(out: str | Path, *, seed: int = 0, scale: float = 1.0, quiet: bool = False, overwrite: bool = False) -> Shop:
+def generate_bazaar(
+    out: str | Path, *, seed: int = 0, scale: float = 1.0, quiet: bool = False, overwrite: bool = False
+) -> Shop:
     """Simulates the marketplace and writes it as a shop folder.
 
     Args:
@@ -37,7 +39,13 @@ def generate_bazaar(out: str | Path, *, seed: int = 0, scale: float = 1.0, quiet
         "notices": ["every row is simulated; see docs/bazaar.md"],
     }  # fmt: skip
     return write_shop(
-        out, items=world.items, events=events, users=world.users, campaigns=_campaigns(world, seed), origin=origin, overwrite=overwrite
+        out,
+        items=world.items,
+        events=events,
+        users=world.users,
+        campaigns=_campaigns(world, seed),
+        origin=origin,
+        overwrite=overwrite,
     )
 
 
@@ -123,7 +131,8 @@ class _Log:
         low, high = self.cluster_low[cluster], self.cluster_high[cluster]
         draw = low + self.rng.random(len(cluster)) * (high - low)
         place = np.searchsorted(self.cluster_edges, draw, side="right").clip(0, len(self.by_cluster) - 1)
-        return self.by_cluster[place]
+        chosen: Ints = self.by_cluster[place]
+        return chosen
 
     def _slate(self, user: Ints, second: Floats) -> tuple[Feedback, Floats]:
         n = len(user) * SLATE
@@ -146,7 +155,9 @@ class _Log:
         length = np.maximum(feedback.watch_s, 2.0).reshape(-1, SLATE)
         offset = np.cumsum(length, axis=1) - length
         when = (second[:, None] + offset).reshape(-1)
-        self._write(who, item, when, feedback, surface="feed", propensity=self._propensity(item, last, before), query=None)
+        self._write(
+            who, item, when, feedback, surface="feed", propensity=self._propensity(item, last, before), query=None
+        )
         self._remember(who, item, feedback)
         return feedback, length.sum(1) + 10
 
@@ -155,12 +166,13 @@ class _Log:
         cluster = self.world.cluster[item]
         inside = self.weight[item] / np.maximum(self.cluster_high[cluster] - self.cluster_low[cluster], 1e-12)
         share_global = SOURCES[0] + np.where(last < 0, SOURCES[1], 0) + np.where(before < 0, SOURCES[2], 0)
-        return (
+        out: Floats = (
             share_global * self.weight[item]
             + np.where(last == cluster, SOURCES[1] * inside, 0)
             + np.where(before == cluster, SOURCES[2] * inside, 0)
             + SOURCES[3] / len(self.alive)
         )
+        return out
 
     def _search(self, user: Ints, second: Floats) -> None:
         world, rng = self.world, self.rng
@@ -180,8 +192,18 @@ class _Log:
         item = self._from_cluster(np.repeat(cluster, SLATE))
         feedback = self.people.respond(who, item)
         when = (second[:, None] + np.arange(SLATE) * 3.0).reshape(-1)
-        share = self.weight[item] / np.maximum(self.cluster_high[world.cluster[item]] - self.cluster_low[world.cluster[item]], 1e-12)
-        self._write(who, item, when, feedback, surface="search", propensity=share, query=np.repeat(np.asarray(queries, dtype=object), SLATE))
+        share = self.weight[item] / np.maximum(
+            self.cluster_high[world.cluster[item]] - self.cluster_low[world.cluster[item]], 1e-12
+        )
+        self._write(
+            who,
+            item,
+            when,
+            feedback,
+            surface="search",
+            propensity=share,
+            query=np.repeat(np.asarray(queries, dtype=object), SLATE),
+        )
         self._remember(who, item, feedback)
 
     def _remember(self, who: Ints, item: Ints, feedback: Feedback) -> None:
@@ -191,7 +213,9 @@ class _Log:
         self.before[clicked[new]] = self.last[clicked[new]]
         self.last[clicked] = cluster
 
-    def _write(self, who: Ints, item: Ints, when: Floats, f: Feedback, *, surface: str, propensity: Floats, query: Any) -> None:
+    def _write(
+        self, who: Ints, item: Ints, when: Floats, f: Feedback, *, surface: str, propensity: Floats, query: Any
+    ) -> None:
         n_lists = len(who) // SLATE
         request = np.repeat(self.n_requests + np.arange(n_lists), SLATE)
         self.n_requests += n_lists

@@ -38,16 +38,67 @@ CATEGORIES: Final = (
     Category("Toys", "玩具", False, (("building blocks", "积木"), ("plush bear", "毛绒熊"), ("puzzle", "拼图"), ("toy train", "玩具火车"), ("board game", "桌游"), ("kite", "风筝"))),
     Category("Pet supplies", "宠物用品", False, (("cat litter", "猫砂"), ("dog food", "狗粮"), ("bird cage", "鸟笼"), ("fish tank filter", "鱼缸过滤器"), ("pet bed", "宠物窝"), ("chew toy", "磨牙玩具"))),
 )  # fmt: skip
-MARKS: Final = (("cozy", "温馨"), ("minimal", "简约"), ("vintage", "复古"), ("colorful", "缤纷"), ("premium", "高端"), ("handmade", "手作"), ("budget", "平价"), ("classic", "经典"))
-BRANDS: Final = ("Lumora", "Northpeak", "Qinghe", "Velta", "Mistral & Co", "云杉", "拾光", "Oakline", "Suyan", "小鹿", "Fernway", "Zenko", "柏悦", "Halden", "Taroo", "木禾")
-USES: Final = (("for home", "家用"), ("for beginners", "新手"), ("for travel", "旅行装"), ("gift set", "礼盒"), ("for kids", "儿童"), ("large size", "大号"), ("for men", "男士"), ("for women", "女士"))
+MARKS: Final = (
+    ("cozy", "温馨"),
+    ("minimal", "简约"),
+    ("vintage", "复古"),
+    ("colorful", "缤纷"),
+    ("premium", "高端"),
+    ("handmade", "手作"),
+    ("budget", "平价"),
+    ("classic", "经典"),
+)
+BRANDS: Final = (
+    "Lumora",
+    "Northpeak",
+    "Qinghe",
+    "Velta",
+    "Mistral & Co",
+    "云杉",
+    "拾光",
+    "Oakline",
+    "Suyan",
+    "小鹿",
+    "Fernway",
+    "Zenko",
+    "柏悦",
+    "Halden",
+    "Taroo",
+    "木禾",
+)
+USES: Final = (
+    ("for home", "家用"),
+    ("for beginners", "新手"),
+    ("for travel", "旅行装"),
+    ("gift set", "礼盒"),
+    ("for kids", "儿童"),
+    ("large size", "大号"),
+    ("for men", "男士"),
+    ("for women", "女士"),
+)
 SEASONS: Final = (("spring", "春季"), ("summer", "夏季"), ("autumn", "秋季"), ("winter", "冬季"))
-HOOKS: Final = (("I tried", "挑战"), ("How to make", "教你做"), ("My first", "第一次"), ("Day in the life:", "日常"), ("Watch this", "快看"), ("Five minutes of", "五分钟"), ("The truth about", "揭秘"), ("Beginner's", "零基础"))
+HOOKS: Final = (
+    ("I tried", "挑战"),
+    ("How to make", "教你做"),
+    ("My first", "第一次"),
+    ("Day in the life:", "日常"),
+    ("Watch this", "快看"),
+    ("Five minutes of", "五分钟"),
+    ("The truth about", "揭秘"),
+    ("Beginner's", "零基础"),
+)
 COLORS: Final = (("black", "黑色"), ("white", "白色"), ("green", "绿色"), ("red", "红色"), ("blue", "蓝色"))
-STUFFING: Final = (("best seller hot sale 2026 free shipping cheap gift popular must buy", "爆款 热卖 包邮 网红 同款 特价 新款 推荐 必买 正品"),)
+STUFFING: Final = (
+    (
+        "best seller hot sale 2026 free shipping cheap gift popular must buy",
+        "爆款 热卖 包邮 网红 同款 特价 新款 推荐 必买 正品",
+    ),
+)
 
 
-def goods_title(category: int, style: int, *, chinese: bool, brand: int, mark: int, use: int, season: int, color: int, stuffed: bool) -> str:
+def goods_title(
+    category: int, style: int, *, chinese: bool, brand: int, mark: int, use: int, season: int, color: int, stuffed: bool
+) -> str:
     """A shop's title."""
     side = int(chinese)
     noun = CATEGORIES[category].styles[style][side]

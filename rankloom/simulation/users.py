@@ -57,7 +57,8 @@ class UserModel:
     def wanting(self, user: Ints, item: Ints) -> Floats:
         """The latent that drives everything."""
         in_intent = self.world.cluster[item] == self.intent[user]
-        return self.world.affinity(user, item) + 1.3 * in_intent
+        out: Floats = self.world.affinity(user, item) + 1.3 * in_intent
+        return out
 
     def respond(self, user: Ints, item: Ints) -> Feedback:
         """What each person does with each item shown (flat arrays of equal length)."""
@@ -68,7 +69,11 @@ class UserModel:
         watch = np.where(video, self._watch(noisy, np.nan_to_num(world.duration_s[item], nan=1.0)), 0.0)
         goods_click = ~video & (rng.random(n) < _sigmoid(_LOGIT_GOODS_CLICK + 1.1 * noisy))
         # KuaiRand counts a play of more than seven seconds, or to the end, as a click
-        click = np.where(video, (watch > VALID_PLAY_S) | (watch >= 0.98 * np.nan_to_num(world.duration_s[item], nan=np.inf)), goods_click)
+        click = np.where(
+            video,
+            (watch > VALID_PLAY_S) | (watch >= 0.98 * np.nan_to_num(world.duration_s[item], nan=np.inf)),
+            goods_click,
+        )
         engaged = click.astype(np.float64)
 
         def happens(logit: float, slope: float) -> Bools:

@@ -111,7 +111,15 @@ class World:
                 interest[np.arange(n_users), wanted * N_STYLES + own] = np.maximum(column, 0.3 * strength)
         reads_chinese = rng.beta(0.8, 0.8, n_users)
         catalogue = _catalogue(
-            rng, category, style, mark, created, np.where(video, duration, np.nan), np.where(video, np.nan, price), chinese, stuffed
+            rng,
+            category,
+            style,
+            mark,
+            created,
+            np.where(video, duration, np.nan),
+            np.where(video, np.nan, price),
+            chinese,
+            stuffed,
         )
         activity = rng.beta(1.2, 6.5, n_users).clip(0.02, 0.9)
         level = np.array(["low", "middle", "high", "full"])[np.digitize(activity, [0.08, 0.2, 0.4])]
@@ -134,7 +142,11 @@ class World:
         want = self.interest[user, self.cluster[item]]
         mark = self.mark_taste[user, self.mark[item]]
         language = np.where(self.chinese[item], self.reads_chinese[user], 1 - self.reads_chinese[user])
-        price = np.where(self.is_video[item], 0.0, -0.25 * np.abs(np.log(np.nan_to_num(self.price[item], nan=25.0)) - self.budget[user]))
+        price = np.where(
+            self.is_video[item],
+            0.0,
+            -0.25 * np.abs(np.log(np.nan_to_num(self.price[item], nan=25.0)) - self.budget[user]),
+        )
         out: Floats = 2.6 * want + 0.35 * mark + 0.5 * self.quality[item] + 0.9 * (language - 0.5) + price
         return out
 
@@ -144,29 +156,57 @@ def _catalogue(
     chinese: NDArray[np.bool_], stuffed: NDArray[np.bool_],
 ) -> pl.DataFrame:  # fmt: skip
     n = len(category)
-    brand, use, hook = rng.integers(0, len(titles.BRANDS), n), rng.integers(0, len(titles.USES), n), rng.integers(0, len(titles.HOOKS), n)
+    brand, use, hook = (
+        rng.integers(0, len(titles.BRANDS), n),
+        rng.integers(0, len(titles.USES), n),
+        rng.integers(0, len(titles.HOOKS), n),
+    )
     season, color = rng.integers(0, 4, n), rng.integers(0, len(titles.COLORS), n)
     described = rng.random(n) < 0.4
     names, paths, descriptions = [], [], []
     for i in range(n):
         own, zh = titles.CATEGORIES[int(category[i])], bool(chinese[i])
         if own.video:
-            names.append(titles.video_title(int(category[i]), int(style[i]), chinese=zh, mark=mark[i], hook=hook[i], season=season[i], stuffed=bool(stuffed[i])))
+            names.append(
+                titles.video_title(
+                    int(category[i]),
+                    int(style[i]),
+                    chinese=zh,
+                    mark=mark[i],
+                    hook=hook[i],
+                    season=season[i],
+                    stuffed=bool(stuffed[i]),
+                )
+            )
         else:
             names.append(
                 titles.goods_title(
-                    int(category[i]), int(style[i]), chinese=zh, brand=brand[i], mark=mark[i], use=use[i], season=season[i], color=color[i], stuffed=bool(stuffed[i])
+                    int(category[i]),
+                    int(style[i]),
+                    chinese=zh,
+                    brand=brand[i],
+                    mark=mark[i],
+                    use=use[i],
+                    season=season[i],
+                    color=color[i],
+                    stuffed=bool(stuffed[i]),
                 )
             )
         noun = own.styles[int(style[i])][int(zh)]
         root = ("视频" if own.video else "商品") if zh else ("Videos" if own.video else "Goods")
         paths.append([root, own.chinese if zh else own.english, noun])
-        text = f"{titles.MARKS[mark[i]][1]}风格的{noun}，{titles.USES[use[i]][1]}。" if zh else f"A {titles.MARKS[mark[i]][0]} take on {noun}, {titles.USES[use[i]][0]}."
+        text = (
+            f"{titles.MARKS[mark[i]][1]}风格的{noun}，{titles.USES[use[i]][1]}。"
+            if zh
+            else f"A {titles.MARKS[mark[i]][0]} take on {noun}, {titles.USES[use[i]][0]}."
+        )
         descriptions.append(text if described[i] else None)
     goods = np.isnan(duration)
     when = [int(START.timestamp() * 1e6 + day * 86_400e6) for day in created]
     attributes = [
-        [{"key": "mark", "value": titles.MARKS[m][int(z)]}, {"key": "color", "value": titles.COLORS[c][int(z)]}] if g else []
+        [{"key": "mark", "value": titles.MARKS[m][int(z)]}, {"key": "color", "value": titles.COLORS[c][int(z)]}]
+        if g
+        else []
         for m, c, z, g in zip(mark, color, chinese, goods, strict=True)
     ]
     return pl.DataFrame(
@@ -176,12 +216,16 @@ def _catalogue(
             "description": descriptions,
             "brand": [titles.BRANDS[b] if g else None for b, g in zip(brand, goods, strict=True)],
             "category": paths,
-            "price_micros": pl.Series([int(round(p * 1e6)) if g else None for p, g in zip(price, goods, strict=True)], dtype=pl.Int64()),
+            "price_micros": pl.Series(
+                [int(round(p * 1e6)) if g else None for p, g in zip(price, goods, strict=True)], dtype=pl.Int64()
+            ),
             "currency": ["USD" if g else None for g in goods],
             "attributes": attributes,
             "created_at": pl.Series(when).cast(pl.Datetime("us")).dt.replace_time_zone("UTC"),
             "duration_s": pl.Series(np.round(duration, 1)).fill_nan(None),
-            "in_stock": pl.Series([bool(s) if g else None for s, g in zip(rng.random(n) > 0.03, goods, strict=True)], dtype=pl.Boolean()),
+            "in_stock": pl.Series(
+                [bool(s) if g else None for s, g in zip(rng.random(n) > 0.03, goods, strict=True)], dtype=pl.Boolean()
+            ),
             "simulated": [True] * n,
         }
     )

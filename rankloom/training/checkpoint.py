@@ -99,7 +99,9 @@ def load_checkpoint(
             action="resume with the same shop and flags, or train without --resume",
             code="checkpoint-foreign",
         )
-    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")}, strict=False)
+    model.load_state_dict(
+        {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}, strict=False
+    )
     state: dict[int, dict[str, Any]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):

@@ -141,7 +141,9 @@ class FeatureTable:
             return None, None
         query_BT = torch.where(real, self.query[index], -1) if len(self.query) else torch.full_like(index, -1)
         if queries_at is not None:
-            now = torch.where(queries_at >= 0, self.query[queries_at.clamp_min(0)], -1) if len(self.query) else queries_at
+            now = (
+                torch.where(queries_at >= 0, self.query[queries_at.clamp_min(0)], -1) if len(self.query) else queries_at
+            )
             query_BT = torch.cat([query_BT, torch.full_like(query_BT[:, :1], -1)], dim=1)
             query_BT[torch.arange(len(length)), length] = now
         has = query_BT >= 0

@@ -23,7 +23,9 @@ class RQKMeans:
         balanced_levels: levels with clusters of equal size; negative numbers count from the last.
     """
 
-    def __init__(self, codebook_sizes: Sequence[int], *, balanced_levels: Sequence[int] = (), iterations: int = 25) -> None:
+    def __init__(
+        self, codebook_sizes: Sequence[int], *, balanced_levels: Sequence[int] = (), iterations: int = 25
+    ) -> None:
         self.codebook_sizes = tuple(codebook_sizes)
         self.balanced = {level % len(self.codebook_sizes) for level in balanced_levels}
         self.iterations = iterations
@@ -34,7 +36,9 @@ class RQKMeans:
         codes = np.zeros((len(vectors), len(self.codebook_sizes)), dtype=np.int32)
         self.centroids = []
         for level, size in enumerate(self.codebook_sizes):
-            centroids, assignment = kmeans(residual, size, rng, iterations=self.iterations, balanced=level in self.balanced)
+            centroids, assignment = kmeans(
+                residual, size, rng, iterations=self.iterations, balanced=level in self.balanced
+            )
             self.centroids.append(centroids)
             codes[:, level] = assignment
             residual = residual - centroids[assignment]

@@ -1,0 +1,300 @@
+"""The validator: named checks over a shop, each finding a fact with counts and samples, a place, and an action.
+
+A dry run: nothing is changed. Tables are scanned lazily; only counts and samples are held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import polars as pl
+
+from rankloom.data import schema
+from rankloom.errors import RankloomError
+
+Severity = Literal["error", "warning", "info"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong or worth knowing."""
+
+    check: str
+    severity: Severity
+    fact: str
+    place: str
+    action: str
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """All findings, worst first, and how many checks ran."""
+
+    findings: list[Finding]
+    n_checks: int
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.severity == "error"]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"n_checks": self.n_checks, "findings": [asdict(finding) for finding in self.findings]}
+
+    def render(self) -> str:
+        """For a person: severity, check, fact, place, action."""
+        lines = []
+        for finding in self.findings:
+            lines += [
+                f"{finding.severity:<8}{finding.check}: {finding.fact}",
+                f"        where: {finding.place}",
+                f"        what to do: {finding.action}",
+            ]
+        n_warnings = sum(f.severity == "warning" for f in self.findings)
+        lines.append(f"{self.n_checks} checks: {len(self.errors)} errors, {n_warnings} warnings")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class RowCheck:
+    """A check of single rows: `bad` marks them; columns name what must exist for it to apply."""
+
+    name: str
+    severity: Severity
+    table: str
+    columns: tuple[str, ...]
+    bad: Callable[[], pl.Expr]
+    fact: str
+    action: str
+
+
+_PAST: Final = datetime(1990, 1, 1, tzinfo=UTC)
+_I, _E, _C = schema.ITEMS, schema.EVENTS, schema.CAMPAIGNS
+
+
+def _text(column: str, pattern: str) -> Callable[[], pl.Expr]:
+    return lambda: pl.col(column).str.contains(pattern)
+
+
+ROW_CHECKS: Final = (
+    RowCheck("item-id-missing", "error", _I, ("item_id",), lambda: pl.col("item_id").is_null() | (pl.col("item_id") == ""), "items have no item_id", "give every item an id"),
+    RowCheck("item-id-duplicate", "error", _I, ("item_id",), lambda: pl.col("item_id").is_duplicated(), "items share their item_id with another row", "keep one row per item"),
+    RowCheck("item-id-scientific", "error", _I, ("item_id",), _text("item_id", r"^\d(\.\d+)?[eE]\+\d+$"), "item ids were read as numbers such as 1.2E+15", "export ids as text"),
+    RowCheck("item-id-space", "warning", _I, ("item_id",), _text("item_id", r"^\s|\s$"), "item ids begin or end with a space", "strip them, in both tables"),
+    RowCheck("item-id-control", "error", _I, ("item_id",), _text("item_id", r"[\x00-\x1f]"), "item ids hold NUL bytes or control characters", "clean the ids"),
+    RowCheck("item-id-long", "warning", _I, ("item_id",), lambda: pl.col("item_id").str.len_chars() > 200, "item ids are longer than 200 characters", "use shorter ids"),
+    RowCheck("title-missing", "warning", _I, ("title",), lambda: pl.col("title").is_null() | (pl.col("title").str.strip_chars() == ""), "items have no title", "fill in titles: they carry the semantic IDs"),
+    RowCheck("title-is-id", "warning", _I, ("title", "item_id"), lambda: pl.col("title") == pl.col("item_id"), "titles are only the id", "import a catalogue with titles"),
+    RowCheck("title-html", "warning", _I, ("title",), _text("title", r"</?[a-zA-Z]+[^>]*>|&[a-z]+;"), "titles hold HTML", "unescape and strip tags"),
+    RowCheck("title-mojibake", "warning", _I, ("title",), _text("title", "[\ufffd]|Ã[\u0080-\u00bf]|锟斤拷"), "titles were decoded with the wrong encoding", "export the file again as UTF-8"),
+    RowCheck("title-control", "warning", _I, ("title",), _text("title", r"[\x00-\x08\x0b\x0c\x0e-\x1f]"), "titles hold NUL bytes or control characters", "clean the titles"),
+    RowCheck("title-long", "info", _I, ("title",), lambda: pl.col("title").str.len_chars() > 500, "titles are longer than 500 characters", "check for keyword stuffing"),
+    RowCheck("price-negative", "error", _I, ("price_micros",), lambda: pl.col("price_micros") < 0, "prices are negative", "mend the prices"),
+    RowCheck("price-zero", "warning", _I, ("price_micros",), lambda: pl.col("price_micros") == 0, "prices are zero", "leave unknown prices empty"),
+    RowCheck("price-outlier", "warning", _I, ("price_micros",), lambda: pl.col("price_micros") > 1000 * pl.col("price_micros").median(), "prices exceed a thousand times the median", "check the unit: price_micros is millionths of the currency"),
+    RowCheck("duration-invalid", "warning", _I, ("duration_s",), lambda: (pl.col("duration_s") <= 0) | pl.col("duration_s").is_nan(), "durations are zero, negative or NaN", "leave unknown durations empty"),
+    RowCheck("category-empty", "info", _I, ("category",), lambda: pl.col("category").is_null() | (pl.col("category").list.len() == 0), "items have no category", "filters on category never match them"),
+    RowCheck("user-id-missing", "error", _E, ("user_id",), lambda: pl.col("user_id").is_null() | (pl.col("user_id") == ""), "events have no user_id", "fill them in or drop those rows"),
+    RowCheck("event-item-missing", "error", _E, ("item_id", "event"), lambda: pl.col("item_id").is_null() & (pl.col("event") != "search"), "events other than searches have no item_id", "fill them in or drop those rows"),
+    RowCheck("time-missing", "error", _E, ("timestamp",), lambda: pl.col("timestamp").is_null(), "events have no timestamp", "fill them in or drop those rows"),
+    RowCheck("time-future", "error", _E, ("timestamp",), lambda: pl.col("timestamp") > datetime.now(UTC), "events lie in the future", "check the clock's unit and zone"),
+    RowCheck("time-ancient", "warning", _E, ("timestamp",), lambda: pl.col("timestamp") < _PAST, "events lie before 1990", "check the clock's unit: s, ms or us"),
+    RowCheck("event-unknown", "error", _E, ("event",), lambda: ~pl.col("event").is_in(list(schema.EVENT_KINDS[1:])), "event kinds are unknown", f"use one of {', '.join(schema.EVENT_KINDS[1:])}"),
+    RowCheck("event-id-duplicate", "warning", _E, ("event_id",), lambda: pl.col("event_id").is_not_null() & pl.col("event_id").is_duplicated(), "event ids come more than once", "drop the repeated deliveries"),
+    RowCheck("surface-unknown", "warning", _E, ("surface",), lambda: ~pl.col("surface").is_in(list(schema.SURFACES)), "surfaces are unknown", f"use one of {', '.join(schema.SURFACES)}"),
+    RowCheck("watch-negative", "error", _E, ("watch_s",), lambda: pl.col("watch_s") < 0, "watch times are negative", "mend the watch times"),
+    RowCheck("watch-nan", "warning", _E, ("watch_s",), lambda: pl.col("watch_s").is_nan() | pl.col("watch_s").is_infinite(), "watch times are NaN or infinite", "leave unknown values empty"),
+    RowCheck("watch-huge", "warning", _E, ("watch_s",), lambda: pl.col("watch_s") > 86_400, "watch times exceed a day", "check the unit: watch_s is seconds"),
+    RowCheck("position-negative", "warning", _E, ("position", "event"), lambda: (pl.col("position") < 0) & (pl.col("event") != "search"), "positions are negative", "count positions from 0"),
+    RowCheck("propensity-range", "error", _E, ("propensity",), lambda: (pl.col("propensity") <= 0) | (pl.col("propensity") > 1), "propensities lie outside (0, 1]", "log the chance with which the item was shown"),
+    RowCheck("query-missing", "warning", _E, ("query", "event"), lambda: (pl.col("event") == "search") & pl.col("query").is_null(), "searches have no query", "log the words"),
+    RowCheck("budget-invalid", "error", _C, ("budget_micros",), lambda: pl.col("budget_micros") <= 0, "budgets are zero or negative", "mend the budgets"),
+    RowCheck("campaign-dates", "error", _C, ("start", "end"), lambda: pl.col("end") <= pl.col("start"), "campaigns end before they start", "mend the dates"),
+)  # fmt: skip
+SHOP_CHECKS: Final = (
+    "file-missing", "file-broken", "column-missing", "column-type", "table-empty", "unjoined-events", "campaign-item-unknown", "user-short-history",
+    "item-never-seen", "too-small", "user-dominates", "times-equal", "currency-mixed",
+)  # fmt: skip
+
+
+def validate(path: str | Path) -> ValidationReport:
+    """Runs every check on a shop folder.
+
+    Raises:
+        RankloomError: no such folder.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise RankloomError(
+            f"no shop folder {path}",
+            place=str(path),
+            action="import one with `rankloom import`, or check the path",
+            code="shop-missing",
+        )
+    findings = list(_tables(path))
+    broken = {finding.place for finding in findings if finding.severity == "error"}
+    frames = {
+        name: pl.scan_parquet(path / name)
+        for name in (_I, _E, _C)
+        if (path / name).is_file() and str(path / name) not in broken
+    }
+    for check in ROW_CHECKS:
+        if check.table in frames:
+            findings += _rows(check, frames[check.table], path)
+    if _I in frames and _E in frames:
+        findings += _across(frames, path)
+    order = {"error": 0, "warning": 1, "info": 2}
+    return ValidationReport(sorted(findings, key=lambda f: order[f.severity]), len(ROW_CHECKS) + len(SHOP_CHECKS))
+
+
+def _tables(path: Path) -> Iterator[Finding]:
+    required = {_I: schema.ITEM_REQUIRED, _E: schema.EVENT_REQUIRED}
+    optional = {_I: schema.ITEM_OPTIONAL, _E: schema.EVENT_OPTIONAL, _C: schema.CAMPAIGN_OPTIONAL}
+    for name in (_I, _E, _C):
+        file = path / name
+        if not file.is_file():
+            if name in required:
+                yield Finding("file-missing", "error", f"there is no {name}", str(file), "import the data again")
+            continue
+        try:
+            columns = pl.scan_parquet(file).collect_schema()
+            n_rows = pl.scan_parquet(file).select(pl.len()).collect().item()
+        except (pl.exceptions.PolarsError, OSError) as error:
+            yield Finding(
+                "file-broken",
+                "error",
+                f"{name} is no readable Parquet: {str(error).splitlines()[0]}",
+                str(file),
+                "import the data again",
+            )
+            continue
+        missing = [column for column in required.get(name, {}) if column not in columns]
+        if missing:
+            yield Finding(
+                "column-missing", "error", f"{name} lacks {', '.join(missing)}", str(file), "rename or add the column"
+            )
+        if not n_rows:
+            yield Finding("table-empty", "error", f"{name} has no rows", str(file), "export it again")
+        wanted = {**required.get(name, {}), **optional[name]}
+        for column, kind in columns.items():
+            if (
+                column in wanted
+                and type(kind) is not type(wanted[column])
+                and not (kind.is_numeric() and wanted[column].is_numeric())
+            ):
+                hint = (
+                    "price as text: convert it to integer micros"
+                    if column == "price_micros"
+                    else f"convert it to {wanted[column]}"
+                )
+                yield Finding("column-type", "error", f"{column} is {kind}, not {wanted[column]}", str(file), hint)
+
+
+def _rows(check: RowCheck, frame: pl.LazyFrame, path: Path) -> Iterator[Finding]:
+    columns = frame.collect_schema()
+    if not all(column in columns for column in check.columns):
+        return
+    bad = check.bad().fill_null(False)
+    first = check.columns[0]
+    try:
+        found = frame.select(
+            bad.sum().alias("count"), pl.len().alias("rows"), bad.arg_max().alias("row"),
+            pl.col(first).filter(bad).head(3).cast(pl.String, strict=False).implode().alias("samples") if not isinstance(columns[first], pl.List) else pl.lit(None).alias("samples"),
+        ).collect().row(0, named=True)  # fmt: skip
+    except pl.exceptions.PolarsError:
+        return  # the column has another type, which `column-type` says
+    if found["count"]:
+        samples = [str(value) for value in (found["samples"] or []) if value is not None]
+        shown = f", such as {', '.join(map(repr, samples))}" if samples else ""
+        yield Finding(
+            check.name, check.severity, f"{found['count']:,} of {found['rows']:,}: {check.fact}{shown}",
+            f"{path / check.table}, row {int(found['row']) + 1}, column {first}", check.action,
+        )  # fmt: skip
+
+
+def _across(frames: dict[str, pl.LazyFrame], path: Path) -> Iterator[Finding]:
+    items, events = frames[_I], frames[_E]
+    ids = items.select(pl.col("item_id").cast(pl.String))
+    targets = events.filter(~pl.col("event").is_in(["impression", "search"]))
+    lost = events.filter(pl.col("item_id").is_not_null()).join(ids, on="item_id", how="anti").group_by("item_id").len()
+    lost_rows = lost.sort("len", "item_id", descending=[True, False]).collect()
+    if lost_rows.height:
+        names = ", ".join(repr(item) for item in lost_rows["item_id"].head(3).to_list())
+        fact = f"{int(lost_rows['len'].sum()):,} events name {lost_rows.height:,} items that the catalogue lacks, such as {names}"
+        yield Finding(
+            "unjoined-events",
+            "warning",
+            fact,
+            str(path / _E),
+            "import the missing items, or accept that those events are ignored",
+        )
+    lengths = targets.group_by("user_id").len().collect()["len"]
+    short = int((lengths < 3).sum())
+    if short:
+        fact = f"{short:,} of {len(lengths):,} people have fewer than 3 interactions"
+        yield Finding(
+            "user-short-history",
+            "info",
+            fact,
+            str(path / _E),
+            "they train the model but are not evaluated leave-one-out",
+        )
+    unseen = ids.join(events.select("item_id").unique(), on="item_id", how="anti").select(pl.len()).collect().item()
+    if unseen:
+        yield Finding(
+            "item-never-seen",
+            "info",
+            f"{unseen:,} items have no event",
+            str(path / _I),
+            "nothing: they are recommended by their text",
+        )
+    n_items = items.select(pl.len()).collect().item()
+    if len(lengths) < 50 or n_items < 50 or int(lengths.sum() or 0) < 500:
+        fact = f"{len(lengths):,} people, {n_items:,} items, {int(lengths.sum() or 0):,} interactions"
+        yield Finding(
+            "too-small",
+            "warning",
+            fact,
+            str(path),
+            "results are unstable below 50 people, 50 items and 500 interactions",
+        )
+    if len(lengths) > 20 and int(lengths.max()) > 0.2 * int(lengths.sum()):  # type: ignore[arg-type]
+        yield Finding(
+            "user-dominates",
+            "warning",
+            "one person has over a fifth of all interactions",
+            str(path / _E),
+            "check for a bot or a default user id",
+        )
+    times = events.select(pl.col("timestamp").n_unique().alias("n"), pl.len().alias("rows")).collect().row(0)
+    if times[1] > 1 and times[0] == 1:
+        yield Finding(
+            "times-equal",
+            "error",
+            "all events have the same time",
+            str(path / _E),
+            "export the real times, or import ordered lists as `sequences`",
+        )
+    if "currency" in items.collect_schema():
+        kinds = items.select(pl.col("currency").drop_nulls().unique().sort()).collect()["currency"].to_list()
+        if len(kinds) > 1:
+            yield Finding(
+                "currency-mixed",
+                "error",
+                f"prices are in {', '.join(kinds)}",
+                str(path / _I),
+                "convert them to one currency",
+            )
+    if _C in frames:
+        unknown = frames[_C].join(ids, on="item_id", how="anti").select(pl.len()).collect().item()
+        if unknown:
+            yield Finding(
+                "campaign-item-unknown",
+                "error",
+                f"{unknown:,} campaigns advertise unknown items",
+                str(path / _C),
+                "import those items, or drop the campaigns",
+            )

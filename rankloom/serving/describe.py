@@ -1,0 +1,32 @@
+"""What a code means: the category words that set the items under a prefix apart from the catalogue."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rankloom.recommender import Rankloom
+
+
+def describe_prefixes(model: Rankloom, *, words: int = 2) -> dict[tuple[int, ...], str]:
+    """Per prefix of every semantic ID its most telling category words (share among its items over share in the catalogue,
+    weighted by how many of its items have them); titles' words where there are no categories."""
+    if "category" in model.items.columns:
+        terms = [list(dict.fromkeys(path or [])) for path in model.items["category"].to_list()]
+    else:
+        terms = [title.lower().split() for title in model.items["title"].to_list()]
+    overall: Counter[str] = Counter(word for own in terms for word in own)
+    total = max(1, len(terms))
+    rows = model.trie.leaf_items.tolist()
+    codes = model.semantic_ids.codes
+    inside: dict[tuple[int, ...], Counter[str]] = {}
+    sizes: Counter[tuple[int, ...]] = Counter()
+    for row in rows:
+        for depth in range(1, codes.shape[1] + 1):
+            prefix = tuple(int(code) for code in codes[row, :depth])
+            sizes[prefix] += 1
+            inside.setdefault(prefix, Counter()).update(terms[row])
+    out = {}
+    for prefix, counts in inside.items():
+        scored = [((n / sizes[prefix]) ** 2 * total / overall[word], word) for word, n in counts.items()]
+        out[prefix] = " · ".join(word for _, word in sorted(scored, reverse=True)[:words])
+    return out
