@@ -125,7 +125,9 @@ def test_a_batch_of_any_mix_equals_one_by_one() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, {"l_kv": 2}, {"s_kv": 2}, {"g_kv": 1}, {"moe_experts": 4, "moe_first_dense": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"l_kv": 2}, {"s_kv": 2}, {"g_kv": 1}, {"moe_experts": 4, "moe_first_dense": 1}]
+)
 def test_cached_decoding_equals_teacher_forcing(options: dict[str, int]) -> None:
     model = small_model(**options)
     trie = Trie.build(model.items.codes_IQ.numpy(), model.codebook_sizes)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from rankloom.errors import RankloomError
+from rankloom.recommender import HistoryEvent, Rankloom, Request
+
+
+def active_user(model: Rankloom) -> str:
+    return next(user for user in model.users if len(model.history_of(user)) >= 5)
+
+
+def test_recommends_unseen_distinct_items_in_order(model: Rankloom) -> None:
+    user = active_user(model)
+    reply = model.recommend(user, k=12, seen="mask", explain=True)
+    ids = [item.item_id for item in reply.items]
+    assert len(ids) == len(set(ids)) == 12
+    assert not set(ids) & {event.item_id for event in model.history_of(user)}
+    scores = [item.score for item in reply.items]
+    assert scores == sorted(scores, reverse=True)
+    assert all(item.reasons for item in reply.items)
+    assert not reply.degraded
+
+
+def test_every_item_passes_the_filter_and_none_is_excluded(model: Rankloom) -> None:
+    first = model.recommend(k=3, filter="price < 20")
+    again = model.recommend(k=30, filter="price < 20", exclude=[item.item_id for item in first.items])
+    cheap = set(model.items.filter(pl.col("price_micros") < 20e6)["item_id"].to_list())
+    shown = {item.item_id for item in again.items}
+    assert shown
+    assert shown <= cheap
+    assert not shown & {item.item_id for item in first.items}
+
+
+def test_a_filter_that_nothing_passes_gives_an_honest_empty_list(model: Rankloom) -> None:
+    reply = model.recommend(k=5, filter="price < 0")
+    assert reply.items == []
+    assert reply.degraded
+    assert reply.degraded_reason is not None
+    assert "0 items pass the filter" in reply.degraded_reason
+
+
+def test_a_mixed_batch_equals_one_by_one(model: Rankloom) -> None:
+    users = model.users[:6]
+    requests = [Request(user=user, k=3 + n, filter="price > 5" if n % 2 else None) for n, user in enumerate(users)]
+    requests.append(Request(history=(HistoryEvent(model.items["item_id"][0]),), k=4))
+    requests.append(Request(query="green tea", surface="search", k=4, seen="allow"))
+    together = model.recommend_batch(requests)
+    for request, reply in zip(requests, together, strict=True):
+        alone = model.recommend_batch([request])[0]
+        assert [item.item_id for item in alone.items] == [item.item_id for item in reply.items]
+        np.testing.assert_allclose([i.score for i in alone.items], [i.score for i in reply.items], atol=1e-4)
+
+
+def test_a_new_item_is_recommendable_at_once_and_a_removed_one_is_gone(model: Rankloom) -> None:
+    twin = model.items.row(0, named=True)
+    fresh = pl.DataFrame([{**twin, "item_id": "brand-new"}], schema=model.items.schema)
+    assert model.add_items(fresh) == 1
+    assert model.add_items(fresh.with_columns(pl.lit(5_000_000).alias("price_micros"))) == 0
+    assert model.recommend(k=5, filter='item_id == "brand-new"').items[0].item_id == "brand-new"
+    # the same text has the same semantic ID: the tokenizer is frozen
+    assert model.semantic_ids.codes[-1].tolist() == model.semantic_ids.codes[0].tolist()
+    assert model.remove_items(["brand-new", "never-there"]) == 1
+    assert model.recommend(k=5, filter='item_id == "brand-new"').items == []
+
+
+def test_a_changed_catalogue_survives_saving(model: Rankloom, tmp_path: Path) -> None:
+    twin = model.items.row(3, named=True)
+    model.add_items(pl.DataFrame([{**twin, "item_id": "kept"}], schema=model.items.schema))
+    gone = model.items["item_id"][1]
+    model.remove_items([gone])
+    version = model.save_pretrained(tmp_path / "m")
+    again = Rankloom.from_pretrained(tmp_path / "m")
+    assert again.model_version == version
+    assert again.recommend(k=1, filter='item_id == "kept"').items[0].item_id == "kept"
+    assert again.recommend(k=1, filter=f'item_id == "{gone}"').items == []
+    user = active_user(model)
+    assert [i.item_id for i in again.recommend(user, k=9).items] == [
+        i.item_id for i in model.recommend(user, k=9).items
+    ]
+    with pytest.raises(RankloomError, match="not empty"):
+        model.save_pretrained(tmp_path / "m")
+
+
+def test_search_answers_a_stranger(model: Rankloom) -> None:
+    reply = model.search("running shoes", k=4, explain=True)
+    assert len(reply.items) == 4
+    assert "running shoes" in reply.items[0].reasons[0]
+
+
+def test_the_trace_follows_the_codes(model: Rankloom) -> None:
+    trace = model.trace(Request(user=active_user(model), k=5))
+    assert len(trace.levels) == model.semantic_ids.n_levels
+    for depth, level in enumerate(trace.levels, start=1):
+        assert level
+        for beam in level:
+            assert len(beam.codes) == depth
+            assert model.trie.node_of_prefix(beam.codes) is not None
+            assert beam.n_items > 0
+    sizes = list(trace.funnel.values())
+    assert sizes[0] >= sizes[1] >= sizes[2] >= sizes[3] >= sizes[4] == 5
+    assert trace.to_dict()["funnel"] == trace.funnel
+
+
+@pytest.mark.parametrize("bad", [{"k": 0}, {"beam": 0}, {"filter": "price <"}, {"filter": "colour == 'x'"}])
+def test_bad_requests_are_told(model: Rankloom, bad: dict[str, object]) -> None:
+    with pytest.raises(RankloomError):
+        model.recommend(**bad)  # type: ignore[arg-type]
+
+
+def test_incomplete_items_are_refused(model: Rankloom) -> None:
+    with pytest.raises(RankloomError, match="needs title"):
+        model.add_items(pl.DataFrame({"item_id": ["x"]}))
+    with pytest.raises(RankloomError, match="twice"):
+        model.add_items(pl.DataFrame({"item_id": ["x", "x"], "title": ["a", "b"]}))
