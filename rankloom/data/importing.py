@@ -101,7 +101,7 @@ def import_data(
                 known = items.lazy().select("item_id", pl.lit(True).alias("__known"))
                 wordless = pl.col("item_id").is_null() & (pl.col("event") == "search")
                 joined = (
-                    events.join(known, on="item_id", how="left")
+                    events.join(known, on="item_id", how="left", maintain_order="left")
                     .filter(pl.col("__known").fill_null(False) | wordless)
                     .drop("__known")
                 )

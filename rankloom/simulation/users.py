@@ -20,7 +20,7 @@ Bools = NDArray[np.bool_]
 VALID_PLAY_S: Final = 7.0
 # Intercepts set against the public rates of docs/bazaar.md; measured by benchmarks/bazaar_calibration.py
 _LOGIT_GOODS_CLICK: Final = -2.9
-_LOGIT_LIKE: Final = -7.1
+_LOGIT_LIKE: Final = -7.3
 _LOGIT_COMMENT: Final = -8.7
 _LOGIT_FOLLOW: Final = -10.2
 _LOGIT_SHARE: Final = -10.2
@@ -113,7 +113,7 @@ class UserModel:
         zero = rng.random(n) < 0.117
         # short videos are skipped less: their seconds are few anyway
         skip = rng.random(n) < _sigmoid(1.62 - 0.95 * noisy + 0.12 * (np.log(duration) - 4.2))
-        interest = np.exp(rng.normal(3.85 + 0.12 * noisy, 0.666))
+        interest = np.exp(rng.normal(3.74 + 0.12 * noisy, 0.666))
         seconds = np.where(skip, rng.exponential(4.69, n), interest)
         complete = seconds >= duration
         replay = complete & (rng.random(n) < 0.627)
