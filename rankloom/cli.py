@@ -252,7 +252,8 @@ def demo(
     else:
         say(f"2/4 training the {preset} preset")
         resume = (folder / "model.training" / "run.json").exists()
-        config = Config.preset_config(preset).with_overrides([f"seed={seed}"])
+        # half the epochs of a full training: the page opens within minutes on two cores
+        config = Config.preset_config(preset).with_overrides([f"seed={seed}", "training.max_epochs=8"])
         pipeline.train(shop_path, model_path, config, resume=resume, say=say)
     say("3/4 evaluating on what people did after the training period (simulated)")
     own = Rankloom.from_pretrained(model_path)

@@ -20,11 +20,11 @@ Bools = NDArray[np.bool_]
 VALID_PLAY_S: Final = 7.0
 # Intercepts set against the public rates of docs/bazaar.md; measured by benchmarks/bazaar_calibration.py
 _LOGIT_GOODS_CLICK: Final = -2.9
-_LOGIT_LIKE: Final = -7.3
-_LOGIT_COMMENT: Final = -8.7
-_LOGIT_FOLLOW: Final = -10.2
-_LOGIT_SHARE: Final = -10.2
-_LOGIT_DISLIKE: Final = -7.15
+_LOGIT_LIKE: Final = -6.8
+_LOGIT_COMMENT: Final = -8.3
+_LOGIT_FOLLOW: Final = -9.5
+_LOGIT_SHARE: Final = -9.5
+_LOGIT_DISLIKE: Final = -7.4
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class UserModel:
         rng, n = self.rng, len(noisy)
         zero = rng.random(n) < 0.117
         # short videos are skipped less: their seconds are few anyway
-        skip = rng.random(n) < _sigmoid(1.62 - 0.95 * noisy + 0.12 * (np.log(duration) - 4.2))
-        interest = np.exp(rng.normal(3.74 + 0.12 * noisy, 0.666))
+        skip = rng.random(n) < _sigmoid(1.50 - 0.95 * noisy + 0.12 * (np.log(duration) - 4.2))
+        interest = np.exp(rng.normal(3.80 + 0.12 * noisy, 0.666))
         seconds = np.where(skip, rng.exponential(4.69, n), interest)
         complete = seconds >= duration
         replay = complete & (rng.random(n) < 0.627)
