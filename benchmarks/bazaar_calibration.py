@@ -1,6 +1,6 @@
 """Do the bazaar's marginals match the public KuaiRand figures?
 
-    python benchmarks/bazaar_calibration.py [--quick] [--json OUT]
+python benchmarks/bazaar_calibration.py [--quick] [--json OUT]
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def main() -> None:
     if args.json:
         checks = [{"name": r.name, "value": r.value, "target": r.target, "ok": r.ok} for r in rows]
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"name": "bazaar_calibration", "machine": machine(), "rows": [], "checks": checks}, indent=2))
+        args.json.write_text(
+            json.dumps({"name": "bazaar_calibration", "machine": machine(), "rows": [], "checks": checks}, indent=2)
+        )
 
 
 if __name__ == "__main__":

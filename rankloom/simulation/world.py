@@ -217,7 +217,7 @@ def _catalogue(
             "brand": [titles.BRANDS[b] if g else None for b, g in zip(brand, goods, strict=True)],
             "category": paths,
             "price_micros": pl.Series(
-                [int(round(p * 1e6)) if g else None for p, g in zip(price, goods, strict=True)], dtype=pl.Int64()
+                [round(p * 1e6) if g else None for p, g in zip(price, goods, strict=True)], dtype=pl.Int64()
             ),
             "currency": ["USD" if g else None for g in goods],
             "attributes": attributes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_with_a_beam_as_wide_as_the_catalogue_beam_search_equals_brute_force(
             result.log_prob_BW[row, : len(own)], torch.tensor([p for _, p in own]), rtol=1e-5, atol=1e-5
         )
         # the same order wherever the scores differ by more than rounding
-        for (a, pa), (b, pb) in zip(own, own[1:], strict=False):
+        for (a, pa), (b, pb) in itertools.pairwise(own):
             if pa - pb > 1e-4:
                 assert found.index(a) < found.index(b)
 
