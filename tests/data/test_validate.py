@@ -37,52 +37,52 @@ def event(column: str, value: object, kind: str = "impression") -> Change:
     )
 
 
-I, E, C = "items.parquet", "events.parquet", "campaigns.parquet"
+ITEMS, EVENTS, CAMPAIGNS = "items.parquet", "events.parquet", "campaigns.parquet"
 BAD: dict[str, tuple[str, Change]] = {
-    "item-id-missing": (I, first("item_id", None)),
-    "item-id-duplicate": (I, lambda f: pl.concat([f, f.head(1)])),
-    "item-id-scientific": (I, first("item_id", "1.2E+15")),
-    "item-id-space": (I, first("item_id", " v1")),
-    "item-id-control": (I, first("item_id", "a\x00b")),
-    "item-id-long": (I, first("item_id", "x" * 300)),
-    "title-missing": (I, first("title", " ")),
-    "title-is-id": (I, lambda f: f.with_columns(pl.when(pl.int_range(pl.len()) == 0).then(pl.col("item_id")).otherwise(pl.col("title")).alias("title"))),
-    "title-html": (I, first("title", "<b>Tea</b>")),
-    "title-mojibake": (I, first("title", "caf\ufffd")),
-    "title-control": (I, first("title", "a\x01b")),
-    "title-long": (I, first("title", "tea " * 200)),
-    "price-negative": (I, first("price_micros", -1)),
-    "price-zero": (I, first("price_micros", 0)),
-    "price-outlier": (I, first("price_micros", 10**15)),
-    "duration-invalid": (I, first("duration_s", -2.0)),
-    "category-empty": (I, lambda f: f.with_columns(pl.when(pl.int_range(pl.len()) > 0).then(pl.col("category")).alias("category"))),
-    "user-id-missing": (E, first("user_id", "")),
-    "event-item-missing": (E, event("item_id", None)),
-    "time-missing": (E, first("timestamp", None)),
-    "time-future": (E, first("timestamp", datetime(2099, 1, 1, tzinfo=UTC))),
-    "time-ancient": (E, first("timestamp", datetime(1970, 1, 2, tzinfo=UTC))),
-    "event-unknown": (E, first("event", "teleport")),
-    "event-id-duplicate": (E, lambda f: f.with_columns(pl.lit("same").alias("event_id"))),
-    "surface-unknown": (E, first("surface", "billboard")),
-    "watch-negative": (E, first("watch_s", -3.0)),
-    "watch-nan": (E, first("watch_s", float("nan"))),
-    "watch-huge": (E, first("watch_s", 1e6)),
-    "position-negative": (E, event("position", -4)),
-    "propensity-range": (E, first("propensity", 1.5)),
-    "query-missing": (E, event("query", None, "search")),
-    "budget-invalid": (C, first("budget_micros", 0)),
-    "campaign-dates": (C, first("end", datetime(2000, 1, 1, tzinfo=UTC))),
-    "table-empty": (E, lambda f: f.head(0)),
-    "column-missing": (E, lambda f: f.drop("timestamp")),
-    "column-type": (I, lambda f: f.with_columns(pl.lit("$3").alias("price_micros"))),
-    "unjoined-events": (E, first("item_id", "nowhere")),
-    "campaign-item-unknown": (C, first("item_id", "nowhere")),
-    "user-dominates": (E, lambda f: f.with_columns(pl.when(pl.int_range(pl.len()) % 3 == 0).then(pl.lit("bot")).otherwise(pl.col("user_id")).alias("user_id"))),
-    "times-equal": (E, lambda f: f.with_columns(pl.col("timestamp").first())),
-    "currency-mixed": (I, first("currency", "EUR")),
-    "too-small": (E, lambda f: f.head(200)),
-    "item-never-seen": (E, lambda f: f.head(200)),
-    "user-short-history": (E, lambda f: f.head(200)),
+    "item-id-missing": (ITEMS, first("item_id", None)),
+    "item-id-duplicate": (ITEMS, lambda f: pl.concat([f, f.head(1)])),
+    "item-id-scientific": (ITEMS, first("item_id", "1.2E+15")),
+    "item-id-space": (ITEMS, first("item_id", " v1")),
+    "item-id-control": (ITEMS, first("item_id", "a\x00b")),
+    "item-id-long": (ITEMS, first("item_id", "x" * 300)),
+    "title-missing": (ITEMS, first("title", " ")),
+    "title-is-id": (ITEMS, lambda f: f.with_columns(pl.when(pl.int_range(pl.len()) == 0).then(pl.col("item_id")).otherwise(pl.col("title")).alias("title"))),
+    "title-html": (ITEMS, first("title", "<b>Tea</b>")),
+    "title-mojibake": (ITEMS, first("title", "caf\ufffd")),
+    "title-control": (ITEMS, first("title", "a\x01b")),
+    "title-long": (ITEMS, first("title", "tea " * 200)),
+    "price-negative": (ITEMS, first("price_micros", -1)),
+    "price-zero": (ITEMS, first("price_micros", 0)),
+    "price-outlier": (ITEMS, first("price_micros", 10**15)),
+    "duration-invalid": (ITEMS, first("duration_s", -2.0)),
+    "category-empty": (ITEMS, lambda f: f.with_columns(pl.when(pl.int_range(pl.len()) > 0).then(pl.col("category")).alias("category"))),
+    "user-id-missing": (EVENTS, first("user_id", "")),
+    "event-item-missing": (EVENTS, event("item_id", None)),
+    "time-missing": (EVENTS, first("timestamp", None)),
+    "time-future": (EVENTS, first("timestamp", datetime(2099, 1, 1, tzinfo=UTC))),
+    "time-ancient": (EVENTS, first("timestamp", datetime(1970, 1, 2, tzinfo=UTC))),
+    "event-unknown": (EVENTS, first("event", "teleport")),
+    "event-id-duplicate": (EVENTS, lambda f: f.with_columns(pl.lit("same").alias("event_id"))),
+    "surface-unknown": (EVENTS, first("surface", "billboard")),
+    "watch-negative": (EVENTS, first("watch_s", -3.0)),
+    "watch-nan": (EVENTS, first("watch_s", float("nan"))),
+    "watch-huge": (EVENTS, first("watch_s", 1e6)),
+    "position-negative": (EVENTS, event("position", -4)),
+    "propensity-range": (EVENTS, first("propensity", 1.5)),
+    "query-missing": (EVENTS, event("query", None, "search")),
+    "budget-invalid": (CAMPAIGNS, first("budget_micros", 0)),
+    "campaign-dates": (CAMPAIGNS, first("end", datetime(2000, 1, 1, tzinfo=UTC))),
+    "table-empty": (EVENTS, lambda f: f.head(0)),
+    "column-missing": (EVENTS, lambda f: f.drop("timestamp")),
+    "column-type": (ITEMS, lambda f: f.with_columns(pl.lit("$3").alias("price_micros"))),
+    "unjoined-events": (EVENTS, first("item_id", "nowhere")),
+    "campaign-item-unknown": (CAMPAIGNS, first("item_id", "nowhere")),
+    "user-dominates": (EVENTS, lambda f: f.with_columns(pl.when(pl.int_range(pl.len()) % 3 == 0).then(pl.lit("bot")).otherwise(pl.col("user_id")).alias("user_id"))),
+    "times-equal": (EVENTS, lambda f: f.with_columns(pl.col("timestamp").first())),
+    "currency-mixed": (ITEMS, first("currency", "EUR")),
+    "too-small": (EVENTS, lambda f: f.head(200)),
+    "item-never-seen": (EVENTS, lambda f: f.head(200)),
+    "user-short-history": (EVENTS, lambda f: f.head(200)),
 }  # fmt: skip
 
 
@@ -123,8 +123,8 @@ def test_each_check_fires_with_fact_place_and_action(bazaar: Shop, tmp_path: Pat
 
 def test_missing_and_broken_files(bazaar: Shop, tmp_path: Path) -> None:
     shop = copy(bazaar, tmp_path / "shop")
-    (shop / I).write_bytes(b"PAR1 broken")
-    (shop / E).unlink()
+    (shop / ITEMS).write_bytes(b"PAR1 broken")
+    (shop / EVENTS).unlink()
     assert {finding.check for finding in validate(shop).errors} == {"file-broken", "file-missing"}
     with pytest.raises(RankloomError, match="no shop folder"):
         validate(tmp_path / "nothing")
