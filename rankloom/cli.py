@@ -262,7 +262,9 @@ def demo(
     systems: list[System] = [
         RankloomSystem(own, shop), RankloomSystem(own, shop, select=False), Popularity(), Markov(), ItemKNN(),
     ]  # fmt: skip
-    result = run(systems, sequences, None, EvaluationConfig(bootstrap=200, max_cases_per_user=2), max_cases=600, say=say)
+    result = run(
+        systems, sequences, None, EvaluationConfig(bootstrap=200, max_cases_per_user=2), max_cases=600, say=say
+    )
     write_json(folder / "evaluation.json", result.to_json())
     print(text_table(result))
     if not serve:

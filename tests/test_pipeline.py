@@ -18,11 +18,13 @@ def test_a_killed_run_resumes_to_the_same_bits(
     bazaar: Shop, tiny_config: Config, tmp_path: Path, model_path: Path
 ) -> None:
     out = tmp_path / "model"
+    # a checkpoint after every step, so that each stop is resumed in the middle of an epoch
+    tiny_config = tiny_config.with_overrides(["training.checkpoint_minutes=0"])
     for _ in range(3):
         assert train(bazaar.path, out, tiny_config, resume=True, quiet=True, limit_steps=17) is None
         assert not out.exists()
         assert (tmp_path / "model.training" / "run.json").exists()
-        # a checkpoint a step is what a kill at any moment finds at worst
+        assert (tmp_path / "model.training" / "checkpoint.safetensors").exists()
     train(bazaar.path, out, tiny_config, resume=True, quiet=True)
     assert sha256_file(out / model_folder.WEIGHTS) == sha256_file(model_path / model_folder.WEIGHTS)
     assert not (tmp_path / "model.training").exists()

@@ -151,8 +151,10 @@ def create_app(model: Rankloom, *, state_path: Path | None = None, api_key: str 
             history = [HistoryEvent(h.item_id, h.event, h.timestamp, h.watch_s, h.surface) for h in ask.history]
         else:
             history = history_of(ask.user_id)
+        # a deleted person's static features are forgotten with the history
+        user = None if ask.user_id is not None and store.is_deleted(ask.user_id) else ask.user_id
         return ModelRequest(
-            user=ask.user_id, history=tuple(history), k=ask.k, filter=ask.filter, exclude=tuple(ask.exclude), query=ask.query,
+            user=user, history=tuple(history), k=ask.k, filter=ask.filter, exclude=tuple(ask.exclude), query=ask.query,
             surface="search" if search else "feed", explain=ask.explain, seen="allow" if search else "auto",
         )  # fmt: skip
 
