@@ -31,6 +31,21 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        import rankloom
+
+        print(f"rankloom {rankloom.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """One generative model and one space of semantic IDs for feed, search and ads."""
+
+
 @app.command(
     "import",
     epilog="Example: rankloom import csv docs/example --out shop --map item_id=sku --map user_id=customer --yes",

@@ -80,14 +80,11 @@ class AlignmentConfig(Section):
 class QuantizerConfig(Section):
     """Aligned vectors to semantic IDs (semantic/quantizers/)."""
 
-    kind: Literal["rq-kmeans", "rq-vae"] = "rq-kmeans"
+    kind: Literal["rq-kmeans"] = "rq-kmeans"
     codebook_sizes: tuple[int, ...] | None = None
     """Codes per level, first level first; None sizes them to the catalogue."""
     balanced_levels: tuple[int, ...] = ()
     """Levels (0-based; -1 is the last) whose clusters are forced to equal size."""
-    last: Literal["none", "fsq", "opq"] = "none"
-    """Extra codes on the last residual: one FSQ code, or two OPQ codes."""
-    last_size: int = Field(default=256, ge=2)
     iterations: int = Field(default=25, ge=1)
     collision: Literal["dedup", "list"] = "list"
     """`dedup`: one more code makes every SID unique. `list`: a SID names a list of items ordered by prior."""
