@@ -42,7 +42,7 @@ class Campaigns:
 
     @property
     def n(self) -> int:
-        return len(self.budget_N)
+        return int(self.budget_N.shape[0])
 
 
 @dataclass(frozen=True)
