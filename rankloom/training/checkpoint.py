@@ -1,11 +1,13 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped, in one safetensors file.
 
 Model, optimiser moments, averaged weights and random states are tensors; the data position, the schedule and the log
-are JSON in the file's metadata. One file, written atomically, so there is never half a checkpoint. Never pickle.
+are JSON in the file's metadata. One file, written atomically, so there is never half a checkpoint; a digest over all of
+it, so that a flipped bit is told and not trained on. Never pickle.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rankloom.errors import RankloomError
@@ -64,8 +66,10 @@ def save_checkpoint(
     tensors["random.torch"] = torch.get_rng_state()
     tensors["random.generator"] = generator.get_state()
     metadata = {"position": json.dumps(asdict(position)), "fingerprint": fingerprint}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    metadata["digest"] = _digest(tensors, metadata)
     with atomic_file(path) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
+        save_file(tensors, temporary, metadata)
 
 
 def load_checkpoint(
@@ -86,12 +90,9 @@ def load_checkpoint(
             metadata = handle.metadata() or {}
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise RankloomError(
-            f"the checkpoint is damaged: {error}",
-            place=str(path),
-            action="delete the training folder and train from the start",
-            code="checkpoint-damaged",
-        ) from None
+        raise _damaged(path, str(error)) from None
+    if metadata.pop("digest", None) != _digest(tensors, metadata):
+        raise _damaged(path, "its content differs from its digest")
     if metadata.get("fingerprint") != fingerprint:
         raise RankloomError(
             "the checkpoint belongs to another shop, configuration or version",
@@ -99,9 +100,7 @@ def load_checkpoint(
             action="resume with the same shop and flags, or train without --resume",
             code="checkpoint-foreign",
         )
-    model.load_state_dict(
-        {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}, strict=False
-    )
+    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
     state: dict[int, dict[str, Any]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
@@ -113,3 +112,28 @@ def load_checkpoint(
     generator.set_state(tensors["random.generator"])
     average = {name[8:]: value for name, value in tensors.items() if name.startswith("average.")}
     return Position(**json.loads(metadata["position"])), average or None
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of the best step so far. Raises `RankloomError` for a damaged file."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _damaged(path: Path, fact: str) -> RankloomError:
+    return RankloomError(
+        f"the checkpoint is damaged: {fact}",
+        place=str(path),
+        action="train without --resume: it starts anew",
+        code="checkpoint-damaged",
+    )

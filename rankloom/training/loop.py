@@ -1,7 +1,7 @@
 """The one training loop: AdamW, warm-up and cosine, accumulation, bf16, DDP, early stop, exact resume.
 
 It knows models, batches and an objective; it does not know shops, text or HTTP. Run several processes with `torchrun`
-and every process trains its share of the windows (gradients averaged by DistributedDataParallel).
+and every process trains its share of the batches: a step of N processes is the step of one that accumulates over N.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -27,7 +28,7 @@ from rankloom.models.layers import MixtureOfExperts
 from rankloom.models.lazy_decoder import LazyDecoder
 from rankloom.progress import Progress
 from rankloom.training.batches import SequenceBatches, TrainingBatch
-from rankloom.training.checkpoint import Position, load_checkpoint, save_checkpoint
+from rankloom.training.checkpoint import Position, load_checkpoint, load_weights, save_checkpoint
 from rankloom.training.objectives import Losses
 
 
@@ -89,10 +90,14 @@ class Trainer:
         self.seed = seed
         step = _Step(model, objective, self.generator)
         self.distributed = dist.is_available() and dist.is_initialized()
-        self.step_module: nn.Module = (
-            DistributedDataParallel(step, find_unused_parameters=True) if self.distributed else step
-        )
-        self.leader = not self.distributed or dist.get_rank() == 0
+        self.step_module: nn.Module = step
+        if self.distributed:
+            parallel = DistributedDataParallel(step, find_unused_parameters=True)
+            # routing biases and loads are kept equal by hand; the catalogue in the buffers never changes
+            parallel.broadcast_buffers = False
+            self.step_module = parallel
+        self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if self.distributed else (0, 1)
+        self.leader = self.rank == 0
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas
         )
@@ -125,8 +130,11 @@ class Trainer:
                 self.average = average if self.config.ema else None
             if not self.position.finished:
                 self._run()
+        # the leader writes the best weights and removes the folder afterwards: nobody reads too early or too late
+        self._wait()
         if self.best_path.exists():
-            self.model.load_state_dict(load_file(self.best_path), strict=False)
+            self.model.load_state_dict(load_weights(self.best_path))
+        self._wait()
         self.model.eval()
         return self.position
 
@@ -158,7 +166,7 @@ class Trainer:
                         running = _Running()
                         self._save()
                         saved = time.monotonic()
-                        if stop or self._out_of_time():
+                        if self._as_the_leader([stop or self._out_of_time()])[0]:
                             return self._finish()
                     elif time.monotonic() - saved > 60 * config.checkpoint_minutes:
                         self._save()
@@ -194,13 +202,21 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         generation = selection = 0.0
         n_targets = sum(len(batch.item_M) for batch in pending)
+        all_targets = torch.tensor(float(n_targets))
+        if self.distributed:
+            dist.all_reduce(all_targets)
+            # the checkpoint holds the leader's random state only: each step draws from its own seed
+            draw = (self.seed * 1_000_003 + self.position.step) * self.world_size + self.rank
+            torch.manual_seed(draw)
+            self.generator.manual_seed(draw + 1)
         device = next(self.model.parameters()).device.type
         mixed = torch.autocast(device, dtype=torch.bfloat16) if self.config.precision == "bf16" else nullcontext()
         for batch in pending:
             share = len(batch.item_M) / n_targets
             with mixed:
                 total, own_generation, own_selection = self.step_module(batch)
-            (total * share).backward()
+            # DistributedDataParallel averages over processes; every target of a step weighs the same
+            (total * (len(batch.item_M) * self.world_size / float(all_targets))).backward()
             generation += float(own_generation) * share
             selection += float(own_selection) * share
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
@@ -225,8 +241,10 @@ class Trainer:
         if self.average is not None:
             live = {n: p.detach().clone() for n, p in self.model.named_parameters()}
             self.model.load_state_dict(self.average, strict=False)
-        figures = self.validate(self.model)
-        score = self.score(figures)
+        measured = self.validate(self.model)
+        # rounding differs between machines, the decision to stop must not
+        figures = dict(zip(measured, self._as_the_leader(list(measured.values())), strict=True))
+        score = self.score({**figures, "step": position.step})
         record = {
             "step": position.step,
             "epoch": round(position.step / self.steps_per_epoch, 3),
@@ -251,6 +269,18 @@ class Trainer:
             with atomic_file(self.folder / "training_log.jsonl") as temporary:
                 temporary.write_text("".join(json.dumps(record) + "\n" for record in position.log), encoding="utf-8")
         return position.bad_evaluations >= self.config.patience
+
+    def _as_the_leader(self, values: list[float]) -> list[float]:
+        """The leader's values in every process."""
+        if not self.distributed:
+            return values
+        shared = torch.tensor(values, dtype=torch.float64)
+        dist.broadcast(shared, 0)
+        return shared.tolist()
+
+    def _wait(self) -> None:
+        if self.distributed:
+            dist.barrier()
 
     def _save(self) -> None:
         if self.leader:
@@ -302,8 +332,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
 
 def start_distributed() -> bool:
-    """Joins the process group when started by `torchrun`; returns whether it did."""
+    """Joins the process group when started by `torchrun` and not in one yet; returns whether it did.
+
+    Tensors stay on the CPU, so the group speaks gloo.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # the others wait while the leader fits semantic IDs; a dead leader is torchrun's to notice
+        dist.init_process_group("gloo", timeout=timedelta(hours=12))
         return True
     return False
