@@ -51,12 +51,20 @@ def options(
     epilog="Example: rankloom import csv docs/example --out shop --map item_id=sku --map user_id=customer --yes",
 )
 def import_(
-    format: Annotated[str, typer.Argument(help="csv, jsonl, parquet or sequences.")],
-    source: Annotated[Path, typer.Argument(help="A folder with items.* and events.*, or one events file.")],
+    format: Annotated[
+        str,
+        typer.Argument(
+            help="amazon, csv, ga4, jsonl, kuairand, kuaisar, merchant-feed, movielens, parquet or sequences."
+        ),
+    ],
+    source: Annotated[Path, typer.Argument(help="What the format expects: a folder with items.* and events.*, ...")],
     out: Annotated[Path, typer.Option("--out", help="The shop folder to write.")],
     map: Annotated[list[str] | None, typer.Option("--map", help="shop_column=source_column; may be repeated.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Take the guessed mapping without asking.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing shop.")] = False,
+    encoding: Annotated[
+        str | None, typer.Option("--encoding", help="Of text files; UTF-8, UTF-16 and GB18030 are recognised.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn what you have into a shop folder."""
@@ -73,7 +81,7 @@ def import_(
                 code="map-form",
             )
         mapping[shop.strip()] = column.strip()
-    report = import_data(format, source, out, mapping=mapping, overwrite=overwrite)
+    report = import_data(format, source, out, mapping=mapping, overwrite=overwrite, encoding=encoding)
     if as_json:
         print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2))
         return

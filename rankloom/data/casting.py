@@ -1,15 +1,20 @@
-"""Raw columns to the shop's types: ids, times, prices, categories, event names. Lazy, so events can be of any number.
+"""Raw columns to the shop's types: ids, times, prices, categories, attributes, event names; batch by batch.
 
 Every cast that fails on a value that is there is an error that names file, row, column and value.
 """
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import polars as pl
 
 from rankloom.data import schema
+from rankloom.data.mapping import Mapped, guess
+from rankloom.data.reading import Batch, TableFile
 from rankloom.errors import RankloomError
 
 EVENT_ALIASES: Final[dict[str, str]] = {
@@ -24,6 +29,8 @@ EVENT_ALIASES: Final[dict[str, str]] = {
     "rating": "purchase", "review": "purchase", "购买": "purchase", "下单": "purchase",
     "fav": "like", "favorite": "like", "favourite": "like", "add_to_wishlist": "like", "收藏": "like", "点赞": "like",
     "forward": "share", "转发": "share", "分享": "share", "评论": "comment", "关注": "follow",
+    "view_promotion": "impression", "select_promotion": "click", "products searched": "search",
+    "product added to wishlist": "like", "product shared": "share",
     "hate": "dislike", "block": "dislike", "不喜欢": "dislike", "view_search_results": "search", "搜索": "search",
 }  # fmt: skip
 # (name, divisor to seconds, smallest and largest plausible value: the years 1990 to 2100)
@@ -33,71 +40,257 @@ _UNITS: Final = (
     ("us", 10**6, 6.3e14, 4.2e15),
     ("ns", 10**9, 6.3e17, 4.2e18),
 )
+_DAYS: Final = "days written as YYYYMMDD"
+_FORMATS: Final = (
+    "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d",
+    "%d-%b-%Y", "%Y%m%d",
+)  # fmt: skip
+_SCIENTIFIC: Final = r"^\d(\.\d+)?[eE]\+\d+$"
+_IDS: Final = ("item_id", "user_id", "event_id", "request_id", "campaign_id")
+_TIMES: Final = ("timestamp", "created_at", "start", "end")
+_MONEY: Final = ("price_micros", "budget_micros", "target_cpa_micros")
+_NUMBERS: Final = ("duration_s", "watch_s", "position", "value", "propensity")
+_TYPES: Final[dict[str, Any]] = {
+    **schema.ITEM_OPTIONAL, **schema.EVENT_OPTIONAL, **schema.ITEM_REQUIRED, **schema.EVENT_REQUIRED,
+    **schema.CAMPAIGN_OPTIONAL, **schema.CAMPAIGN_REQUIRED,
+}  # fmt: skip
+KIND_NAMES: Final = ", ".join(schema.EVENT_KINDS[1:])
+
+
+class TimeReader:
+    """One time column of one file: ISO text, dates, or epoch numbers whose unit is detected once, said, and kept to.
+
+    Args:
+        place: the file's name, for notices.
+    """
+
+    def __init__(self, column: str, *, place: str, notices: list[str]) -> None:
+        self.column = column
+        self.place = place
+        self.notices = notices
+        self.unit: str | None = None
+        self._format = _FORMATS[0]
+
+    def __call__(self, series: pl.Series) -> pl.Series:
+        """UTC microseconds; null where a value cannot be read.
+
+        Raises:
+            RankloomError: values of several units, or numbers that are no time.
+        """
+        kind = series.dtype
+        if isinstance(kind, pl.Datetime):
+            times = series.dt.cast_time_unit("us")
+            return times.dt.convert_time_zone("UTC") if kind.time_zone else times.dt.replace_time_zone("UTC")
+        if kind == pl.Date:
+            return series.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+        if series.null_count() == len(series):
+            return pl.Series(series.name, [None] * len(series), dtype=schema.TIME)
+        if kind == pl.String:
+            series = series.str.strip_chars()
+        number = series.cast(pl.Float64, strict=False)
+        counts = {unit: int(number.is_between(low, high).sum()) for unit, _, low, high in _UNITS}
+        counts[_DAYS] = int((number.is_between(19_900_101, 21_001_231) & (number == number.floor())).sum())
+        found = [unit for unit, count in counts.items() if count]
+        written = int((series.is_not_null() & number.is_null()).sum())
+        if not found and (self.unit == "text" or (self.unit is None and written)):
+            return self._written(series)
+        if len(found) > 1 or (found and self.unit is not None and found[0] != self.unit):
+            said = [self.unit] if self.unit is not None and self.unit not in found else []
+            listed = ", ".join([f"{own} before" for own in said] + [f"{counts[unit]:,} in {unit}" for unit in found])
+            raise RankloomError(
+                f"the clock of column {self.column!r} is mixed: {listed}",
+                place=f"{self.place}, column {self.column}",
+                action="convert the column to one unit before the import",
+                code="clock-mixed",
+            )
+        if self.unit is None and not found:
+            raise RankloomError(
+                f"the numbers of column {self.column!r} are no times between 1990 and 2100 in s, ms, us or ns",
+                place=f"{self.place}, column {self.column}",
+                action="map another column: --map timestamp=COLUMN, or write ISO times",
+                code="clock-unknown",
+            )
+        if self.unit is None:
+            self.unit = found[0]
+            if self.unit == _DAYS:
+                self.notices.append(f"{self.place}: times of {self.column!r} read as {_DAYS}, in UTC")
+            else:
+                self.notices.append(f"{self.place}: times of {self.column!r} read as {self.unit} since 1970")
+        if self.unit == _DAYS:
+            return self._written(number.cast(pl.Int64, strict=False).cast(pl.String))
+        divisor = next((own for unit, own, _, _ in _UNITS if unit == self.unit), 1)
+        exact = number if kind in (pl.Float32, pl.Float64) else series.cast(pl.Int64, strict=False)
+        if kind == pl.String:
+            exact = exact.cast(pl.Float64).fill_null(number) if exact.null_count() > series.null_count() else exact
+        micros = exact // (divisor // 10**6) if divisor > 10**6 else exact * (10**6 // divisor)
+        return micros.cast(pl.Int64, strict=False).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+
+    def _written(self, series: pl.Series) -> pl.Series:
+        frame = series.to_frame("text").lazy()
+        offset = pl.col("text").str.extract_groups(r":\d{2}(?:\.\d+)?\s*([+-])(\d{2}):?(\d{2})$")
+        minutes = (
+            (offset.struct[1].cast(pl.Int64) * 60 + offset.struct[2].cast(pl.Int64))
+            * pl.when(offset.struct[0] == "-").then(-1).otherwise(1)
+        ).fill_null(0)  # fmt: skip
+        zoned = pl.col("text").str.contains(r"(?:Z|UTC|:\d{2}(?:\.\d+)?\s*[+-]\d{2}:?\d{2})$")
+        fraction = pl.col("text").str.extract(r":\d{2}\.(\d{1,6})", 1).str.pad_end(6, "0").cast(pl.Int64).fill_null(0)
+        plain = (
+            pl.col("text")
+            .str.replace(r"\s*(?:Z|UTC)$", "")
+            .str.replace(r"(:\d{2}(?:\.\d+)?)\s*[+-]\d{2}:?\d{2}$", "$1")
+            .str.replace(r"(:\d{2})\.\d+$", "$1")
+            .str.replace("T", " ", literal=True)
+        )
+        parts = frame.select(plain.alias("plain"), minutes.alias("minutes"), zoned.alias("zoned"), fraction.alias("us")).collect()
+        formats = (self._format, *(own for own in _FORMATS if own != self._format))
+        times = pl.Series("time", [None] * len(series), dtype=pl.Datetime("us"))
+        missing = int(series.null_count())
+        for own in formats:
+            read = parts["plain"].str.to_datetime(own, time_unit="us", strict=False)
+            if times.null_count() == len(times) and read.null_count() < len(read):
+                self._format = own
+            times = times.fill_null(read)
+            if times.null_count() == missing:
+                break
+        micros = times.dt.timestamp("us") + parts["us"] - parts["minutes"] * 60_000_000
+        if self.unit is None:
+            self.unit = "text"
+            if not parts["zoned"].all():
+                self.notices.append(f"{self.place}: times of {self.column!r} without a zone read as UTC")
+        return micros.cast(pl.Datetime("us")).dt.replace_time_zone("UTC").alias(series.name)
+
+
+class Caster:
+    """The batches of one source table as the shop's columns; the mapping is decided once, from the header.
+
+    Args:
+        table: the shop's table.
+        explicit: the user's `--map`.
+        mapping: a decided mapping instead of guessing.
+
+    Raises:
+        RankloomError: a column that is needed has no source or several.
+    """
+
+    def __init__(
+        self,
+        file: TableFile,
+        table: str,
+        explicit: Mapping[str, str],
+        *,
+        columns: Sequence[str] | None = None,
+        mapping: list[Mapped] | None = None,
+    ) -> None:
+        self.file = file
+        self.table = table
+        own = list(columns) if columns is not None else file.columns()
+        self.mapped = mapping if mapping is not None else guess(table, own, explicit, place=str(file.path))
+        self.sources = {each.shop: each.source for each in self.mapped}
+        self.rest = [name for name in own if name not in self.sources.values()]
+        self._times = {
+            shop: TimeReader(source, place=file.path.name, notices=file.notices)
+            for shop, source in self.sources.items()
+            if shop in _TIMES
+        }
+
+    def __call__(self, batch: Batch) -> pl.DataFrame:
+        """The mapped columns of a batch.
+
+        Raises:
+            RankloomError: a value that cannot be read, with its row.
+        """
+        absent = [source for source in self.sources.values() if source not in batch.frame.columns]
+        raw = batch.frame.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in absent)
+        cast = pl.DataFrame([self._column(shop, source, raw) for shop, source in self.sources.items()])
+        for shop, source in self.sources.items():
+            if shop in (*_TIMES, *_MONEY, *_NUMBERS, "attributes", "in_stock"):
+                self._refuse_unreadable(shop, raw[source], cast[shop], batch)
+            elif shop in ("item_id", "user_id"):
+                self._refuse_scientific(shop, cast[shop], source, batch)
+        return cast
+
+    def place(self, batch: Batch, index: int, shop: str) -> str:
+        """Where the value of a shop column at row `index` of a batch stands in the source."""
+        return self.file.place(batch.numbers[index], self.sources.get(shop))
+
+    def _column(self, shop: str, source: str, raw: pl.DataFrame) -> pl.Series:
+        if shop in self._times:
+            return self._times[shop](raw[source]).alias(shop)
+        if shop == "attributes":
+            return attributes(raw[source]).alias(shop)
+        return raw.select(cast_column(shop, source, raw.schema[source])).to_series()
+
+    def _refuse_unreadable(self, shop: str, before: pl.Series, after: pl.Series, batch: Batch) -> None:
+        if after.null_count() == before.null_count():
+            return
+        kept = before.is_not_null()
+        if before.dtype == pl.String:
+            kept &= ~before.str.strip_chars().str.to_lowercase().is_in(["", "nan", "none", "n/a"])
+        elif before.dtype.is_float():
+            kept &= before.is_not_nan()
+        bad = (kept & after.is_null()).arg_true()
+        if len(bad):
+            row = int(bad[0])
+            raise RankloomError(
+                f"{before[row]!r} cannot be read as {shop} ({len(bad):,} such rows here)",
+                place=self.place(batch, row, shop),
+                action=f"mend the values, or map another column: --map {shop}=COLUMN",
+                code="value-unreadable",
+            )
+
+    def _refuse_scientific(self, shop: str, ids: pl.Series, source: str, batch: Batch) -> None:
+        bad = ids.str.contains(_SCIENTIFIC).fill_null(False).arg_true()
+        if len(bad):
+            raise RankloomError(
+                f"the id {ids[int(bad[0])]!r} was rounded by a spreadsheet ({len(bad):,} such rows here): different ids became one",
+                place=self.place(batch, int(bad[0]), shop),
+                action=f"export the column {source!r} again as text",
+                code="id-scientific",
+            )
+
+
+def refuse_missing(frame: pl.DataFrame, column: str, caster: Caster, batch: Batch) -> None:
+    """Refuses rows without a value that every row needs."""
+    missing = frame[column].is_null().arg_true()
+    if len(missing):
+        thing = "items" if caster.table == schema.ITEMS else "events" if caster.table == schema.EVENTS else "rows"
+        raise RankloomError(
+            f"{len(missing):,} {thing} have no {column}",
+            place=caster.place(batch, int(missing[0]), column),
+            action="fill them in or drop those rows",
+            code=f"{column.replace('_', '-')}-missing",
+        )
+
+
+def refuse_unknown_kinds(frame: pl.DataFrame, caster: Caster, batch: Batch) -> None:
+    """Refuses event kinds that are none of the shop's."""
+    kinds = frame["event"]
+    bad = (~kinds.is_in(list(schema.EVENT_KINDS[1:])) | kinds.is_null()).fill_null(True)
+    if bad.any():
+        counts = kinds.filter(bad).value_counts(sort=True)
+        names = ", ".join(f"{event!r} ({count:,})" for event, count in counts.head(5).iter_rows())
+        raise RankloomError(
+            f"unknown event kinds: {names}",
+            place=caster.place(batch, int(bad.arg_max() or 0), "event"),
+            action=f"rename them to one of {KIND_NAMES}",
+            code="event-unknown",
+        )
 
 
 def text_id(name: str, kind: pl.DataType) -> pl.Expr:
     """Ids as stripped text; whole floats lose their `.0`."""
+    column = pl.col(name)
     if kind.is_float():
-        return pl.col(name).cast(pl.Int64, strict=False).cast(pl.String)
-    return pl.col(name).cast(pl.String).str.strip_chars().replace("", None)
-
-
-def time_column(frame: pl.LazyFrame, name: str, *, place: str, notices: list[str]) -> pl.Expr:
-    """UTC microseconds from ISO text, dates, or epoch numbers whose unit is detected and said.
-
-    Raises:
-        RankloomError: values of several epoch units, or numbers that are no time.
-    """
-    kind = frame.collect_schema()[name]
-    if isinstance(kind, pl.Datetime):
-        column = pl.col(name).dt.cast_time_unit("us")
-        return column.dt.convert_time_zone("UTC") if kind.time_zone else column.dt.replace_time_zone("UTC")
-    if kind == pl.Date:
-        return pl.col(name).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    number = pl.col(name).cast(pl.Float64, strict=False) if kind == pl.String else pl.col(name).cast(pl.Float64)
-    tests = [number.is_between(low, high).sum().alias(unit) for unit, _, low, high in _UNITS]
-    counts = (
-        frame.select(number.is_not_null().sum().alias("numbers"), *tests).collect(engine="streaming").row(0, named=True)
-    )
-    if kind.is_numeric() or counts["numbers"] > 0:
-        found = [(unit, divisor) for unit, divisor, _, _ in _UNITS if counts[unit]]
-        if len(found) > 1:
-            listed = ", ".join(f"{counts[unit]:,} in {unit}" for unit, _ in found)
-            raise RankloomError(
-                f"the clock of column {name!r} is mixed: {listed}",
-                place=f"{place}, column {name}",
-                action="convert the column to one unit before the import",
-                code="clock-mixed",
-            )
-        if not found:
-            raise RankloomError(
-                f"the numbers of column {name!r} are no times between 1990 and 2100 in s, ms, us or ns",
-                place=f"{place}, column {name}",
-                action="map another column: --map timestamp=COLUMN, or write ISO times",
-                code="clock-unknown",
-            )
-        unit, divisor = found[0]
-        notices.append(f"{place}: times of {name!r} read as {unit} since 1970")
-        exact = pl.col(name).cast(pl.Float64 if kind.is_float() or kind == pl.String else pl.Int64, strict=False)
-        return (exact * 10**6 / divisor).cast(pl.Int64).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    notices.append(f"{place}: times of {name!r} without a zone read as UTC")
-    text = (
-        pl.col(name)
-        .str.strip_chars()
-        .str.replace(r"\.\d+", "")
-        .str.replace("T", " ")
-        .str.replace(r"\s*(Z|\+00:?00|UTC)$", "")
-    )
-    formats = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d")
-    parsed = pl.coalesce([text.str.to_datetime(f, time_unit="us", strict=False) for f in formats])
-    return parsed.dt.replace_time_zone("UTC")
+        whole = column == column.floor()
+        return pl.when(whole).then(column.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(column.cast(pl.String))
+    return column.cast(pl.String).str.strip_chars().replace("", None)
 
 
 def price_micros(name: str, kind: pl.DataType) -> pl.Expr:
-    """Integer micros from numbers or text such as `$1,299.00`, `1.299,00 €`, `￥12.5`."""
+    """Integer micros from numbers or text such as `$1,299.00`, `1.299,00 €`, `￥12.5`; null for what is no price."""
     if kind.is_numeric():
-        return (pl.col(name).cast(pl.Float64) * 1e6).round().cast(pl.Int64)
-    digits = pl.col(name).cast(pl.String).str.replace_all(r"[^\d.,\-]", "")
+        return (pl.col(name).cast(pl.Float64) * 1e6).round().cast(pl.Int64, strict=False)
+    digits = pl.col(name).cast(pl.String).str.replace_all(r"[^\d.,\-]", "").str.strip_chars_end(".,-")
     # the last separator followed by one or two digits is the decimal point
     comma = digits.str.contains(r",\d{1,2}$")
     plain = (
@@ -105,18 +298,18 @@ def price_micros(name: str, kind: pl.DataType) -> pl.Expr:
         .then(digits.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True))
         .otherwise(digits.str.replace_all(",", "", literal=True))
     )
-    return (plain.cast(pl.Float64, strict=False) * 1e6).round().cast(pl.Int64)
+    return (plain.cast(pl.Float64, strict=False) * 1e6).round().cast(pl.Int64, strict=False)
 
 
 def category_path(name: str, kind: pl.DataType) -> pl.Expr:
-    """A path, root first: nested lists flattened without repeats, text split at > | or ;."""
+    """A path, root first: nested lists flattened without repeats, text split at > | or ;, else at commas."""
     column = pl.col(name)
     while isinstance(kind, pl.List) and isinstance(kind.inner, pl.List):
         column = column.list.eval(pl.element().explode())
         kind = kind.inner
     if isinstance(kind, pl.List):
         return (
-            column.list.eval(pl.element().cast(pl.String).str.strip_chars())
+            column.list.eval(pl.element().cast(pl.String).str.strip_chars().replace("", None))
             .list.drop_nulls()
             .list.unique(maintain_order=True)
         )
@@ -129,10 +322,57 @@ def category_path(name: str, kind: pl.DataType) -> pl.Expr:
     return cut.str.split("\x1f").list.eval(pl.element().str.strip_chars().replace("", None)).list.drop_nulls()
 
 
+def attributes(series: pl.Series) -> pl.Series:
+    """Key and value pairs from objects, JSON text or `colour=red; size=M`; null where a text is none of these."""
+    wanted = schema.ITEM_OPTIONAL["attributes"]
+    if series.dtype == wanted:
+        return series
+    return pl.Series(series.name, [_pairs(value) for value in series.to_list()], dtype=wanted)
+
+
+def _pairs(value: Any) -> list[dict[str, str]] | None:
+    if isinstance(value, str):
+        text = value.strip()
+        if text.startswith(("{", "[")):
+            try:
+                return _pairs(json.loads(text))
+            except ValueError:
+                return None
+        parts = [part for part in re.split(r"\s*[;|\n]\s*", text) if part]
+        cut = [re.split(r"\s*[=:]\s*", part, maxsplit=1) for part in parts]
+        if not cut or any(len(own) != 2 for own in cut):
+            return None
+        return [{"key": own[0], "value": own[1]} for own in cut]
+    if isinstance(value, dict):
+        if set(value) == {"key", "value"}:
+            return [{"key": str(value["key"]), "value": str(value["value"])}]
+        return [{"key": str(key), "value": _flat(own)} for key, own in value.items() if own not in (None, "", [])]
+    if isinstance(value, list):
+        each = [_pairs(own) for own in value]
+        return None if any(own is None for own in each) else [pair for own in each if own for pair in own]
+    return None
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(not isinstance(own, (list, dict)) for own in value):
+        return ", ".join(map(str, value))
+    return json.dumps(value, ensure_ascii=False)
+
+
 def event_name(name: str) -> pl.Expr:
     """Canonical event kinds; unknown names stay and are refused by the caller."""
     lowered = pl.col(name).cast(pl.String).str.strip_chars().str.to_lowercase()
     return lowered.replace(EVENT_ALIASES)
+
+
+def surface_name(name: str) -> pl.Expr:
+    """Canonical surfaces; unknown names stay, which the validator says."""
+    lowered = pl.col(name).cast(pl.String).str.strip_chars().str.to_lowercase().replace("", None)
+    return lowered.replace(
+        {"recommendation": "feed", "rec": "feed", "home": "feed", "ad": "ads", "推荐": "feed", "搜索": "search", "广告": "ads"}
+    )
 
 
 def flag(name: str, kind: pl.DataType) -> pl.Expr:
@@ -141,43 +381,45 @@ def flag(name: str, kind: pl.DataType) -> pl.Expr:
         return pl.col(name)
     if kind.is_numeric():
         return pl.col(name) > 0
-    word = pl.col(name).cast(pl.String).str.strip_chars().str.to_lowercase()
+    word = pl.col(name).cast(pl.String).str.strip_chars().str.to_lowercase().str.replace_all("_", " ", literal=True)
+    number = word.cast(pl.Float64, strict=False)
     return (
-        pl.when(word.is_in(["1", "true", "yes", "y", "in stock", "in_stock", "available", "是", "有货"]))
+        pl.when(word.is_in(["true", "yes", "y", "in stock", "available", "preorder", "backorder", "是", "有货"]) | (number > 0))
         .then(True)
-        .when(word.is_in(["0", "false", "no", "n", "out of stock", "out_of_stock", "sold out", "否", "缺货"]))
+        .when(word.is_in(["false", "no", "n", "out of stock", "sold out", "unavailable", "否", "缺货"]) | (number == 0))
         .then(False)
     )
 
 
-def cast_column(frame: pl.LazyFrame, shop: str, source: str, *, place: str, notices: list[str]) -> pl.Expr:
-    """The expression that turns a source column into a shop column."""
-    kind = frame.collect_schema()[source]
-    if shop in ("item_id", "user_id", "event_id", "request_id", "campaign_id"):
+def number_column(name: str, kind: pl.DataType, wanted: pl.DataType) -> pl.Expr:
+    """Numbers from numbers or text; NaN is unknown. Whole numbers must be whole."""
+    real = pl.col(name).cast(pl.String).str.strip_chars() if kind == pl.String else pl.col(name)
+    real = real.cast(pl.Float64, strict=False).fill_nan(None)
+    return pl.when(real == real.floor()).then(real).cast(wanted, strict=False) if wanted.is_integer() else real
+
+
+def cast_column(shop: str, source: str, kind: pl.DataType) -> pl.Expr:
+    """The expression that turns a source column into a shop column; times and attributes have readers of their own."""
+    column = pl.col(source)
+    if isinstance(kind, pl.List) and shop not in ("category",):
+        column = column.list.eval(pl.element().cast(pl.String)).list.join(" ")
+        if _TYPES[shop] == pl.String:
+            return column.str.strip_chars().replace("", None).alias(shop)
+        return column.cast(_TYPES[shop], strict=False).alias(shop)
+    if shop in _IDS:
         return text_id(source, kind).alias(shop)
-    if shop in ("timestamp", "created_at", "start", "end"):
-        return time_column(frame, source, place=place, notices=notices).alias(shop)
-    if shop in ("price_micros", "budget_micros", "target_cpa_micros"):
+    if shop in _MONEY:
         if source.endswith("_micros"):
-            return pl.col(source).cast(pl.Int64, strict=False).alias(shop)
+            return column.cast(pl.Int64, strict=False).alias(shop)
         return price_micros(source, kind).alias(shop)
     if shop == "category":
         return category_path(source, kind).alias(shop)
     if shop == "event":
         return event_name(source).alias(shop)
-    if shop == "in_stock":
+    if shop == "surface":
+        return surface_name(source).alias(shop)
+    if shop in ("in_stock", "simulated"):
         return flag(source, kind).alias(shop)
-    types: dict[str, Any] = {
-        **schema.ITEM_OPTIONAL,
-        **schema.EVENT_OPTIONAL,
-        **schema.ITEM_REQUIRED,
-        **schema.CAMPAIGN_OPTIONAL,
-    }
-    wanted = types[shop]
-    if isinstance(kind, pl.List) and wanted == pl.String:
-        return pl.col(source).list.eval(pl.element().cast(pl.String)).list.join(" ").alias(shop)
-    if wanted == pl.String:
-        return pl.col(source).cast(pl.String).str.strip_chars().replace("", None).alias(shop)
-    if kind == wanted:
-        return pl.col(source).alias(shop)
-    return pl.col(source).cast(wanted, strict=False).alias(shop)
+    if shop in _NUMBERS:
+        return number_column(source, kind, _TYPES[shop]).alias(shop)
+    return column.cast(pl.String).str.strip_chars().replace("", None).alias(shop)
