@@ -269,9 +269,12 @@ def choose_mix(
 
 
 def histories_table(shop: Shop, sequences: Sequences, config: Config) -> pl.DataFrame:
-    """The last `max_history` interactions of every person, whatever their stage: what serving conditions on."""
+    """The last interactions of every person, whatever their stage: what serving conditions on.
+
+    One more than `max_history`, so that the time since the interaction before is known of all that the model sees.
+    """
     length = np.diff(sequences.offsets)
-    kept = np.minimum(length, config.model.max_history)
+    kept = np.minimum(length, config.model.max_history + 1)
     rows = np.repeat(sequences.offsets[1:] - kept, kept) + (
         np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
     )
@@ -291,6 +294,10 @@ def histories_table(shop: Shop, sequences: Sequences, config: Config) -> pl.Data
             if durations is not None
             else pl.Series([None] * len(rows), dtype=pl.Float64()),
             "surfaces": pl.Series(np.asarray(schema.SURFACES)[sequences.surface[rows]]),
+            "positions": pl.Series(sequences.position[rows].astype(np.int32)).replace(-1, None),
+            "queries": pl.Series([*sequences.queries, None], dtype=pl.String()).gather(
+                np.where(sequences.query[rows] < 0, len(sequences.queries), sequences.query[rows]).tolist()
+            ),
         }
     )
     table = frame.group_by("user", maintain_order=True).agg(pl.all()).drop("user")

@@ -55,6 +55,8 @@ class HistoryEvent:
         timestamp: when; None where unknown.
         watch_s: seconds watched, for videos.
         surface: where it was shown.
+        position: its rank in the list shown, first is 0.
+        query: the words it answered.
     """
 
     item_id: str
@@ -62,6 +64,8 @@ class HistoryEvent:
     timestamp: datetime | None = None
     watch_s: float | None = None
     surface: str = "feed"
+    position: int | None = None
+    query: str | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ class Rankloom:
         self._history_row = {user: row for row, user in enumerate(histories["user_id"].to_list())}
         # removed items keep their row (learned vectors belong to rows); the trie no longer names them
         self._alive = np.ones(items.height, dtype=np.bool_) if alive is None else alive
+        self._query_vectors: dict[str, NDArray[np.float32]] = {}
         self._refresh()
 
     # -- folders ---------------------------------------------------------------------------------------------------
@@ -240,12 +245,9 @@ class Rankloom:
         if row is None:
             return []
         own = self._histories.row(row, named=True)
-        return [
-            HistoryEvent(item, event, when, watch, surface)
-            for item, event, when, watch, surface in zip(
-                own["item_ids"], own["events"], own["timestamps"], own["watch_s"], own["surfaces"], strict=True
-            )
-        ]
+        unknown = [None] * len(own["item_ids"])
+        columns = ("item_ids", "events", "timestamps", "watch_s", "surfaces", "positions", "queries")
+        return [HistoryEvent(*event) for event in zip(*(own.get(name, unknown) for name in columns), strict=True)]
 
     def recommend(
         self,
@@ -300,6 +302,8 @@ class Rankloom:
         return trace
 
     def _answer(self, requests: Sequence[Request], *, trace: bool) -> list[tuple[Recommendation, BeamTrace | None]]:
+        if not requests:
+            return []
         started = time.perf_counter()
         for request in requests:
             _check(request)
@@ -313,10 +317,10 @@ class Rankloom:
         excluded = []
         for request, rows in zip(requests, seen_rows, strict=True):
             masked = self.mask_seen if request.seen == "auto" else request.seen == "mask"
-            own = [*(rows if masked else []), *self._known_rows(request.exclude)]
-            excluded.append(torch.tensor(own, dtype=torch.long))
+            own = {*(rows if masked else []), *self._known_rows(request.exclude)}
+            excluded.append(torch.tensor(sorted(own), dtype=torch.long))
         width = max((request.k for request in requests), default=1)
-        asked = max((request.beam or self.config.decoding.beam for request in requests), default=1)
+        beams_asked = [max(request.beam or self.config.decoding.beam, request.k) for request in requests]
         prepared = time.perf_counter()
         surface = torch.tensor([schema.SURFACE_CODE.get(request.surface, 0) for request in requests])
         users = torch.tensor([self._history_row.get(r.user or "", -1) for r in requests])
@@ -325,7 +329,7 @@ class Rankloom:
             start,
             stop,
             k=width,
-            beam=max(asked, width),
+            beam=beams_asked,
             filters=filters,
             excluded=excluded,
             queries_at=stop,
@@ -390,7 +394,7 @@ class Rankloom:
         stop: Tensor,
         *,
         k: int,
-        beam: int | None = None,
+        beam: int | Sequence[int] | None = None,
         filters: list[NodeCounts | None] | None = None,
         excluded: list[Tensor] | None = None,
         queries_at: Tensor | None = None,
@@ -408,7 +412,7 @@ class Rankloom:
             self.model,
             prefix,
             self._trie,
-            beam=beam or self.config.decoding.beam,
+            beam=self.config.decoding.beam if beam is None else beam,
             masks=masks,
             normalise=self.config.decoding.normalise,
             trace=trace,
@@ -547,14 +551,15 @@ class Rankloom:
         self, requests: Sequence[Request], histories: list[list[HistoryEvent]]
     ) -> tuple[FeatureTable, Tensor, Tensor]:
         """Feature rows of all histories, each followed by one row that carries the request's query."""
-        rows: list[tuple[int, int, float, float, int, int]] = []
+        rows: list[tuple[int, int, float, float, int, int, int]] = []
         start, stop = [], []
-        queries: list[str] = []
+        queries: dict[str, int] = {}
         durations = self.items["duration_s"].to_list() if "duration_s" in self.items.columns else None
         for request, history in zip(requests, histories, strict=True):
             start.append(len(rows))
-            before: datetime | None = None
-            for event in history[-self.config.model.max_history :]:
+            first = max(0, len(history) - self.config.model.max_history)
+            before = history[first - 1].timestamp if first else None
+            for event in history[first:]:
                 row = self._row_of.get(event.item_id)
                 if row is None:
                     continue
@@ -562,14 +567,26 @@ class Rankloom:
                 ratio = event.watch_s / duration if event.watch_s is not None and duration else float("nan")
                 gap = (event.timestamp - before).total_seconds() if event.timestamp and before else -1.0
                 before = event.timestamp or before
-                rows.append((row, kind_code(event.event), ratio, gap, schema.SURFACE_CODE.get(event.surface, 0), -1))
+                surface = schema.SURFACE_CODE.get(event.surface, 0)
+                position = -1 if event.position is None else event.position
+                query = queries.setdefault(event.query, len(queries)) if event.query else -1
+                rows.append((row, kind_code(event.event), ratio, gap, surface, position, query))
             stop.append(len(rows))
-            rows.append((0, 0, float("nan"), -1.0, 0, len(queries) if request.query else -1))
-            if request.query:
-                queries.append(request.query)
-        vectors = self.tokenizer.embed_texts(queries) if queries else None
+            query = queries.setdefault(request.query, len(queries)) if request.query else -1
+            rows.append((0, 0, float("nan"), -1.0, 0, -1, query))
+        vectors = self._embed_queries(list(queries)) if queries else None
         table = FeatureTable.from_columns(rows, vectors, self._user_features())
         return table, torch.tensor(start), torch.tensor(stop)
+
+    def _embed_queries(self, queries: list[str]) -> NDArray[np.float32]:
+        """(n, D_text) vectors; those of the queries in people's histories come again and again, so they are kept."""
+        fresh = [query for query in queries if query not in self._query_vectors]
+        if fresh:
+            if len(self._query_vectors) + len(fresh) > 20_000:
+                self._query_vectors.clear()
+                fresh = queries
+            self._query_vectors.update(zip(fresh, self.tokenizer.embed_texts(fresh), strict=True))
+        return np.stack([self._query_vectors[query] for query in queries])
 
     def _user_features(self) -> Tensor | None:
         if "features" not in self._histories.columns:
@@ -632,6 +649,8 @@ def empty_histories() -> pl.DataFrame:
             "timestamps": pl.List(schema.TIME),
             "watch_s": pl.List(pl.Float64()),
             "surfaces": pl.List(pl.String()),
+            "positions": pl.List(pl.Int32()),
+            "queries": pl.List(pl.String()),
         }
     )
 

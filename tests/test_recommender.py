@@ -5,8 +5,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
+from rankloom.data.sequences import load_sequences
+from rankloom.data.shop import Shop
 from rankloom.errors import RankloomError
+from rankloom.models.context import ContextBatch
+from rankloom.pipeline import feature_table
 from rankloom.recommender import HistoryEvent, Rankloom, Request
 
 
@@ -56,6 +61,47 @@ def test_a_mixed_batch_equals_one_by_one(model: Rankloom) -> None:
         np.testing.assert_allclose([i.score for i in alone.items], [i.score for i in reply.items], atol=1e-4)
 
 
+def test_neither_k_nor_beam_of_another_request_changes_an_answer(model: Rankloom) -> None:
+    requests = [Request(user=user, k=k, beam=beam) for user, k, beam in zip(model.users, (2, 70, 5), (1, 3, 40), strict=False)]
+    for request, reply in zip(requests, model.recommend_batch(requests), strict=True):
+        alone = model.recommend_batch([request])[0]
+        assert [item.item_id for item in alone.items] == [item.item_id for item in reply.items]
+        np.testing.assert_allclose([i.score for i in alone.items], [i.score for i in reply.items], atol=1e-4)
+    assert model.recommend_batch([]) == []
+
+
+def test_serving_sees_of_a_person_what_evaluation_sees(bazaar: Shop, model_path: Path) -> None:
+    model = Rankloom.from_pretrained(model_path)
+    sequences = load_sequences(bazaar, model.config.data)
+    table = feature_table(sequences, model.tokenizer, bazaar)
+    contexts: list[ContextBatch] = []
+    prefill = model.model.prefill
+
+    def keep(batch: ContextBatch, surface_B: torch.Tensor | None = None) -> object:
+        contexts.append(batch)
+        return prefill(batch, surface_B)
+
+    model.model.prefill = keep  # type: ignore[method-assign, assignment]
+    users = np.flatnonzero(np.diff(sequences.offsets) > 0)[:40]
+    assert (np.diff(sequences.offsets)[users] > model.config.model.max_history + 1).any()
+    asked_a_query = False
+    for user in users.tolist():
+        stop = torch.tensor([int(sequences.offsets[user + 1])])
+        start = torch.tensor([int(sequences.offsets[user])])
+        model.rank(table, start, stop, k=1, queries_at=torch.tensor([-1]), user=torch.tensor([user]))
+        model.recommend(str(sequences.user_ids[user]), k=1)
+        evaluated, served = contexts[-2:]
+        for name in ("item_BT", "kind_BT", "watch_BT", "gap_BT", "surface_BT", "position_BT", "length_B"):
+            assert torch.equal(getattr(evaluated, name), getattr(served, name)), name
+        for name in ("query_BQD", "query_from_BQ", "user_BF"):
+            mine, theirs = getattr(served, name), getattr(evaluated, name)
+            assert (mine is None) == (theirs is None), name
+            if mine is not None:
+                torch.testing.assert_close(mine, theirs)
+                asked_a_query |= name == "query_BQD"
+    assert asked_a_query
+
+
 def test_a_new_item_is_recommendable_at_once_and_a_removed_one_is_gone(model: Rankloom) -> None:
     twin = model.items.row(0, named=True)
     fresh = pl.DataFrame([{**twin, "item_id": "brand-new"}], schema=model.items.schema)
@@ -101,6 +147,9 @@ def test_the_trace_follows_the_codes(model: Rankloom) -> None:
             assert len(beam.codes) == depth
             assert model.trie.node_of_prefix(beam.codes) is not None
             assert beam.n_items > 0
+    twice = [event.item_id for event in model.history_of(active_user(model))]
+    again = model.trace(Request(user=active_user(model), k=5, seen="mask", exclude=(*twice, *twice)))
+    assert again.funnel["not seen or excluded"] == model.trie.n_items - len(set(twice))
     sizes = list(trace.funnel.values())
     assert sizes[0] >= sizes[1] >= sizes[2] >= sizes[3] >= sizes[4] == 5
     assert trace.to_dict()["funnel"] == trace.funnel

@@ -6,7 +6,7 @@
 * filter and exclusions are part of legality (masks.py), so a beam never ends in nothing;
 * the score of a SID is the sum over levels of log-softmax over the whole codebook (`normalise="codebook"`) or over the
   children that the unfiltered trie has (`"trie"`);
-* ties are broken by trie order; a batch of any mix gives what each request would get alone.
+* ties are broken by trie order; a batch of any mix, beam widths included, gives what each request would get alone.
 
 With a beam as wide as the catalogue this is brute force, which is how it is tested.
 
@@ -15,6 +15,7 @@ Shapes: B requests, W beams, L levels, P legal (request, beam, child) triples of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -59,7 +60,7 @@ def beam_search(
     prefix: Any,
     trie: Trie,
     *,
-    beam: int,
+    beam: int | Sequence[int],
     masks: RequestMasks,
     normalise: Literal["codebook", "trie"] = "codebook",
     trace: bool = False,
@@ -68,11 +69,15 @@ def beam_search(
 
     Args:
         prefix: what the model's prefill returned for B requests.
+        beam: width, one for all requests or one each.
         masks: one entry a request (`MaskIndex.requests`).
     """
-    if beam < 1:
-        raise ValueError(f"beam must be at least 1, got {beam}")
     batch = len(masks.which_B)
+    beam_B = torch.tensor([beam] * batch if isinstance(beam, int) else list(beam), dtype=torch.long)
+    if len(beam_B) != batch:
+        raise ValueError(f"{len(beam_B)} beam widths for {batch} requests")
+    if batch and int(beam_B.min()) < 1:
+        raise ValueError(f"beam must be at least 1, got {int(beam_B.min())}")
     node_BW = torch.zeros(batch, 1, dtype=torch.long)
     score_BW = torch.zeros(batch, 1)
     codes_BWL = torch.zeros(batch, 1, 0, dtype=torch.long)
@@ -87,7 +92,7 @@ def beam_search(
         request, parent, child, code, score = _continuations(
             trie, level, node_BW, score_BW, log_probs, masks, normalise
         )
-        kept, column, counts = _best(request, child, score, batch, beam)
+        kept, column, counts = _best(request, child, score, beam_B)
         width = max(1, int(counts.max())) if batch else 1
         rows = request[kept]
         new_node = torch.full((batch, width), -1, dtype=torch.long)
@@ -141,16 +146,18 @@ def _continuations(
     return request, pair % width, child, code, score_BW.reshape(-1)[pair] + own
 
 
-def _best(request: Tensor, child: Tensor, score: Tensor, batch: int, beam: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the best `beam` triples of each request, their column, and how many each request has."""
+def _best(request: Tensor, child: Tensor, score: Tensor, beam_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of the best `beam_B[b]` triples of each request, their column, and how many each request has."""
+    batch = len(beam_B)
     counts = torch.bincount(request, minlength=batch)
-    if len(score) and int(counts.max()) > 4 * beam:
+    if len(score) and int(counts.max()) > 4 * int(beam_B.max()):
         # a first cut by a padded top-k keeps the exact sort small
         width = int(counts.max())
         column = torch.arange(len(score)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
         padded = torch.full((batch, width), float("-inf"))
         padded[request, column] = score
-        floor = padded.topk(min(beam, width), dim=1).values[:, -1]
+        best = padded.topk(min(int(beam_B.max()), width), dim=1).values
+        floor = best.gather(1, beam_B[:, None] - 1)[:, 0]
         kept = torch.nonzero(score >= floor[request])[:, 0]
     else:
         kept = torch.arange(len(score))
@@ -160,5 +167,5 @@ def _best(request: Tensor, child: Tensor, score: Tensor, batch: int, beam: int) 
     kept = kept[torch.sort(request[kept], stable=True).indices]
     counts = torch.bincount(request[kept], minlength=batch)
     column = torch.arange(len(kept)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    inside = column < beam
-    return kept[inside], column[inside], counts.clamp_max(beam)
+    inside = column < beam_B[request[kept]]
+    return kept[inside], column[inside], torch.minimum(counts, beam_B)

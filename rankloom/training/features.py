@@ -79,20 +79,19 @@ class FeatureTable:
     @classmethod
     def from_columns(
         cls,
-        rows: list[tuple[int, int, float, float, int, int]],
+        rows: list[tuple[int, int, float, float, int, int, int]],
         query_vectors: NDArray[np.float32] | None,
         user_features: Tensor | None,
     ) -> FeatureTable:
-        """A small table from (item, kind, watch ratio, gap seconds, surface, query) rows, as serving builds it."""
-        item, kind, watch, gap, surface, query = zip(*rows, strict=True) if rows else ((), (), (), (), (), ())
-        zero = torch.zeros(len(rows), dtype=torch.long)
+        """A small table from (item, kind, watch ratio, gap seconds, surface, position, query) rows, for serving."""
+        item, kind, watch, gap, surface, position, query = zip(*rows, strict=True) if rows else ((),) * 7
         return cls(
             item=torch.tensor(item, dtype=torch.long),
             kind=torch.tensor(kind, dtype=torch.long),
             watch=watch_bucket(torch.tensor(watch, dtype=torch.float32)),
             gap=gap_bucket(torch.tensor(gap, dtype=torch.float64)),
             surface=torch.tensor(surface, dtype=torch.long),
-            position=zero,
+            position=position_bucket(torch.tensor(position, dtype=torch.long)),
             query=torch.tensor(query, dtype=torch.long),
             query_vectors=torch.zeros(0, 1) if query_vectors is None else torch.from_numpy(query_vectors),
             user_features=user_features,
