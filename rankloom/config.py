@@ -11,6 +11,7 @@ suggest the nearest name. `None` on a data-dependent field means "chosen by the 
 from __future__ import annotations
 
 import difflib
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,11 +57,26 @@ class TextConfig(Section):
     """Item text to vectors (semantic/text.py)."""
 
     embedder: str = "auto"
-    """`auto`, `hashed`, `minilm`, `column`, or `sentence-transformers:NAME`."""
+    """`auto`, `hashed`, `minilm`, `column`, or `sentence-transformers:NAME_OR_PATH`; several side by side with `+`."""
     dim: int = Field(default=256, ge=8)
     """Width of the hashed TF-IDF + SVD embedder."""
     vector_column: str | None = None
-    """Own vectors: a list[float] column of items.parquet, for `embedder: column` or beside the text."""
+    """Own vectors, of pictures say: a list[float] column of items.parquet, for `embedder: column` or beside the text."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TextConfig:
+        parts = self.embedder.split("+")
+        for part in parts:
+            named = part.startswith("sentence-transformers:") and not part.endswith(":")
+            alone = part in ("auto", "column") and len(parts) == 1
+            if not (named or alone or part in ("hashed", "minilm")):
+                raise ValueError(
+                    f"no text embedder {self.embedder!r}: choose auto, hashed, minilm, minilm+hashed, column or "
+                    "sentence-transformers:NAME"
+                )
+        if self.embedder == "column" and self.vector_column is None:
+            raise ValueError("embedder is column but vector_column names none: set text.vector_column")
+        return self
 
 
 class AlignmentConfig(Section):
@@ -80,14 +96,67 @@ class AlignmentConfig(Section):
 class QuantizerConfig(Section):
     """Aligned vectors to semantic IDs (semantic/quantizers/)."""
 
-    kind: Literal["rq-kmeans"] = "rq-kmeans"
+    kind: Literal["rq-kmeans", "rq-vae"] = "rq-kmeans"
+    """What codes the vectors level by level: residual K-means (OneRec TR), or an RQ-VAE (TIGER) for comparison."""
     codebook_sizes: tuple[int, ...] | None = None
-    """Codes per level, first level first; None sizes them to the catalogue."""
+    """Codes per level, first level first; None sizes them to the catalogue: 3 levels, or 2 before `last: fsq`."""
+    decreasing: bool = False
+    """Codebooks that shrink level by level (OneSearch); without `codebook_sizes`, 4 : 1 : 1/4 at the same product."""
     balanced_levels: tuple[int, ...] = ()
-    """Levels (0-based; -1 is the last) whose clusters are forced to equal size."""
+    """Levels (0-based; -1 is the last) whose clusters are forced to equal size. `rq-kmeans` only."""
     iterations: int = Field(default=25, ge=1)
+    """Of Lloyd's algorithm per level, at most."""
+    last: Literal["none", "fsq", "opq"] = "none"
+    """What codes the residual that those levels leave: nothing, one FSQ level (OneMall), or OPQ sub-codes (OneSearch)."""
+    fsq_levels: tuple[int, ...] | None = None
+    """Values per FSQ dimension; their product is the level's codebook. None: about as many as a residual level has."""
+    fsq_hidden: int = Field(default=128, ge=1)
+    fsq_epochs: int = Field(default=60, ge=0)
+    opq_subspaces: int = Field(default=2, ge=1)
+    """OPQ sub-codes, each a further level of the ID."""
+    opq_codes: int | None = Field(default=None, ge=2)
+    """Codes of each; None: a quarter of a residual level, at most OneSearch's 256."""
+    opq_iterations: int = Field(default=20, ge=0)
+    """Turns of learning the rotation and the codebooks; 0 is plain product quantisation."""
+    vae_hidden: tuple[int, ...] = (256,)
+    """Widths between vector and latent; the decoder mirrors them."""
+    vae_latent: int = Field(default=64, ge=1)
+    vae_epochs: int = Field(default=100, ge=1)
+    vae_learning_rate: float = Field(default=1e-3, gt=0)
+    vae_commitment: float = Field(default=0.25, ge=0)
+    """Weight of the term that keeps the latent near its codes."""
     collision: Literal["dedup", "list"] = "list"
     """`dedup`: one more code makes every SID unique. `list`: a SID names a list of items ordered by prior."""
+
+    @property
+    def n_levels(self) -> int:
+        """Residual levels, before the last stage and the dedup code."""
+        return len(self.codebook_sizes) if self.codebook_sizes is not None else 2 if self.last == "fsq" else 3
+
+    @model_validator(mode="after")
+    def _check(self) -> QuantizerConfig:
+        sizes = self.codebook_sizes
+        if sizes is not None and (not sizes or min(sizes) < 2):
+            raise ValueError(f"codebook_sizes {list(sizes)}: at least one level, each of at least 2 codes")
+        if sizes is not None and self.decreasing and sorted(sizes, reverse=True) != list(sizes):
+            raise ValueError(f"decreasing is set but codebook_sizes {list(sizes)} grow")
+        if self.kind == "rq-vae" and self.balanced_levels:
+            raise ValueError("rq-vae has no balanced levels; use kind rq-kmeans, or balanced_levels []")
+        outside = [level for level in self.balanced_levels if not -self.n_levels <= level < self.n_levels]
+        if outside:
+            raise ValueError(f"balanced_levels {outside} are outside the {self.n_levels} residual levels")
+        if self.fsq_levels is not None:
+            if self.last != "fsq":
+                raise ValueError(f"fsq_levels are set but last is {self.last}; use last fsq")
+            if not self.fsq_levels or min(self.fsq_levels) < 2 or math.prod(self.fsq_levels) > 65_536:
+                raise ValueError(
+                    f"fsq_levels {list(self.fsq_levels)}: at least 2 values a dimension, a product of at most 65536"
+                )
+        if self.opq_codes is not None and self.last != "opq":
+            raise ValueError(f"opq_codes is set but last is {self.last}; use last opq")
+        if not all(width >= 1 for width in self.vae_hidden):
+            raise ValueError(f"vae_hidden {list(self.vae_hidden)}: widths of at least 1")
+        return self
 
 
 class ModelConfig(Section):
@@ -346,6 +415,9 @@ def _explain(error: ValidationError, place: str) -> RankloomError:
             close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
             lines.append(f"unknown key {name!r}")
             actions.append(f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}")
+        elif item["type"] == "value_error":
+            # a section's own check names the values that do not go together
+            lines.append(f"{name}: {item['ctx']['error']}")
         else:
             lines.append(f"{name}: {item['msg']} (got {item['input']!r})")
     return RankloomError(

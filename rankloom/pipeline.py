@@ -103,9 +103,7 @@ def _train(
     # the other processes read what the first one fitted
     tokenizer = tokenizer or _tokenizer(work, items, sequences, config, quiet, say)
     report = tokenizer.report()
-    say(
-        f"semantic IDs: {'x'.join(map(str, report['codebook_sizes']))} codes, {report['icr']:.1%} of items have one of their own, text by {report['embedder']}"
-    )
+    say(tokenizer.summary())
     table = feature_table(sequences, tokenizer, shop)
     trained = (sequences.stage == TRAIN) & sequences.target
     repeats = repeat_share(sequences)
@@ -310,7 +308,6 @@ def render_card(rankloom: Rankloom) -> str:
     """The model card, filled from the run."""
     meta = rankloom.metadata
     best = meta["best_validation"]
-    tokens = meta["tokenizer"]
     lines = [
         "---",
         "library_name: rankloom",
@@ -327,8 +324,7 @@ def render_card(rankloom: Rankloom) -> str:
         *(["- the log is **simulated**"] if meta["simulated"] else []),
         "",
         "## Semantic IDs",
-        f"- text by `{tokens['embedder']}`, codebooks {tokens['codebook_sizes']}",
-        f"- items with a SID of their own (ICR): {tokens['icr']:.1%}; largest bucket: {tokens['largest_bucket']}",
+        *(f"- {part}" for part in rankloom.tokenizer.summary().removeprefix("semantic IDs: ").split("; ")),
         "",
         "## Training",
         f"- {meta['steps']:,} steps in {meta['training_seconds'] / 60:.1f} minutes, seed {rankloom.config.seed}; best at step {meta['best_step']:,}",

@@ -158,11 +158,13 @@ def _semantic(model: Rankloom) -> list[Chart]:
     charts.append(
         (
             "Items per semantic ID",
-            f"{report['icr']:.1%} of items have an ID of their own.",
+            model.tokenizer.summary().split("; ")[1] + ".",
             _bar(list(range(1, len(sizes))), {"IDs": sizes[1:].tolist()}, "items that share an ID", "IDs"),
         )
     )
     levels = [f"level {n + 1}" for n in range(ids.n_levels)]
+    charts.append(("Codebook utilisation (CUR)", f"Share of each codebook that names an item; {report['cur_total']:.2g} of all possible IDs are in use.",
+                   _bar(levels, {"in use": [round(v, 4) for v in report["cur"]]}, "", "share")))  # fmt: skip
     best = [round(float(np.log(size)), 3) for size in ids.codebook_sizes]
     charts.append(("Entropy of the codes", "Against the most a codebook of that size allows.",
                    _bar(levels, {"entropy": [round(v, 3) for v in report["entropy_nats"]], "ln K": best}, "", "nats")))  # fmt: skip

@@ -35,8 +35,9 @@ class SemanticIds:
 def usage_report(ids: SemanticIds) -> dict[str, Any]:
     """How well the codes are used.
 
-    * `cur`: per level the share of the codebook that names at least one item, and `cur_total` the distinct SIDs over the
-      product of the codebook sizes (OneSearch's codebook utilisation rate);
+    * `cur`: per level the share of the codebook that names at least one item (OneRec TR's utilisation);
+    * `cur_prefix`: per depth the distinct prefixes over the product of the codebook sizes so far, and `cur_total` its last
+      (OneSearch's codebook utilisation rate CUR_L1, CUR_L1xL2, ..., CUR_Total);
     * `entropy_nats`: per level, of the code's distribution over items (at most ln K);
     * `icr`: share of items whose SID is theirs alone; `collision_rate` the rest;
     * `largest_bucket`: most items that share one SID.
@@ -48,6 +49,8 @@ def usage_report(ids: SemanticIds) -> dict[str, Any]:
         share = counts[counts > 0] / n_items
         cur.append(float((counts > 0).mean()))
         entropy.append(float(-(share * np.log(share)).sum()))
+    room = np.cumprod([float(size) for size in ids.codebook_sizes])
+    prefixes = [len(np.unique(ids.codes[:, : depth + 1], axis=0)) for depth in range(ids.n_levels)]
     _, bucket = np.unique(ids.codes, axis=0, return_counts=True)
     alone = int((bucket == 1).sum())
     return {
@@ -55,7 +58,8 @@ def usage_report(ids: SemanticIds) -> dict[str, Any]:
         "n_items": ids.n_items,
         "distinct_sids": len(bucket),
         "cur": cur,
-        "cur_total": float(len(bucket) / np.prod([float(size) for size in ids.codebook_sizes])),
+        "cur_prefix": [float(count / size) for count, size in zip(prefixes, room, strict=True)],
+        "cur_total": float(len(bucket) / room[-1]),
         "entropy_nats": entropy,
         "icr": alone / n_items,
         "collision_rate": 1 - alone / n_items,

@@ -8,7 +8,6 @@ publishes. Without the extra installed a clear error says how to get it.
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -106,7 +105,7 @@ class SentenceEmbedder:
 
     def _load(self) -> Any:
         if self._model is None:
-            source = str(verified_minilm_folder()) if self.name == "minilm" else self.name.split(":", 1)[1]
+            source = str(verified_minilm_folder()) if self.name == "minilm" else self.name.partition(":")[2]
             if importlib.util.find_spec("sentence_transformers") is None:
                 raise RankloomError(
                     f"{self.name} needs the package sentence-transformers",
@@ -114,20 +113,19 @@ class SentenceEmbedder:
                     action="install it with `pip install 'rankloom[sentence-transformers]'`",
                     code="sentence-transformers-missing",
                 )
-            if self.name == "minilm":
-                os.environ.setdefault("HF_HUB_OFFLINE", "1")
             from sentence_transformers import SentenceTransformer
             from transformers.utils import logging
 
             logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
             try:
-                self._model = SentenceTransformer(source, device="cpu")
+                # a training job asks no network: what is not on this machine is an error at once, not minutes of retries
+                self._model = SentenceTransformer(source, device="cpu", local_files_only=True)
             except (OSError, ValueError) as error:
                 raise RankloomError(
-                    f"the sentence encoder {source!r} cannot be loaded: {error}",
+                    f"the sentence encoder {source!r} is not on this machine, or is not one: {str(error).splitlines()[0]}",
                     place="text.embedder",
-                    action="download it first, or give the path of its folder",
+                    action=f"download it first (`hf download {source}`), or give the path of its folder",
                     code="encoder-load",
                 ) from None
             self._model.max_seq_length = min(int(self._model.max_seq_length or 128), 96)

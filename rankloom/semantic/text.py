@@ -1,5 +1,7 @@
 """Item text and the choice of embedder: MiniLM for Latin-script catalogues, hashed TF-IDF + SVD for any script, own vectors.
 
+Pictures come in as vectors of an image encoder by column, beside the text or alone.
+
 Every embedder is `fit(texts, seed) -> (N, D)`, `embed(texts) -> (N, D)`, `arrays()`, and frozen after the fit.
 """
 
@@ -124,15 +126,18 @@ def vector_column(items: pl.DataFrame, name: str) -> FloatArray:
             code="vector-column",
         )
     column = items[name]
-    widths = column.list.len() if column.dtype == pl.List else None
-    if widths is None or column.null_count() or widths.n_unique() > 1:
+    if isinstance(column.dtype, pl.Array):
+        column = column.arr.to_list()
+    numeric = isinstance(column.dtype, pl.List) and column.dtype.inner.is_numeric()
+    widths = column.list.len() if numeric else None
+    if widths is None or column.null_count() or widths.n_unique() > 1 or not widths[0]:
         raise RankloomError(
             f"the column {name!r} must hold one list of numbers of the same length for every item",
             place=f"items.parquet, column {name}",
             action="fill the missing vectors, or leave the column out",
             code="vector-shape",
         )
-    vectors = np.asarray(column.to_list(), dtype=np.float32)
+    vectors = column.explode().cast(pl.Float32).to_numpy().reshape(len(column), -1)
     if not np.isfinite(vectors).all():
         bad = int(np.flatnonzero(~np.isfinite(vectors).all(1))[0])
         raise RankloomError(

@@ -1,10 +1,11 @@
 """The tokenizer: catalogue and training log in, content vectors, aligned vectors and semantic IDs out.
 
-Text -> content vectors -> collaborative alignment (training pairs only) -> residual quantiser -> collision policy.
+Text -> content vectors -> collaborative alignment (training pairs only) -> quantiser -> collision policy.
 Its frozen parts name new items deterministically, without retraining.
 
-Collision policies: `list` lets several items share a SID (serving orders them by prior and selection); `dedup` appends one
-more code that makes every SID unique.
+Collision policies: `list` lets several items share a SID (serving orders them by prior and selection); `dedup` (TIGER)
+appends one more code, the item's place among those that share its SID by prior. Its codebook has a place for the largest
+bucket and eight more; a new item takes the next place, and shares the last one when all are taken.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from rankloom.errors import RankloomError
 from rankloom.semantic.alignment import Aligner
 from rankloom.semantic.ids import SemanticIds, usage_report
 from rankloom.semantic.pairs import Pairs, cooccurrence_pairs, swing_pairs
-from rankloom.semantic.quantizers.base import CodeArray, FloatArray
-from rankloom.semantic.quantizers.rq_kmeans import RQKMeans, codebook_sizes_for
+from rankloom.semantic.quantizers.base import CodeArray, FloatArray, Quantizer, reconstruction_errors
+from rankloom.semantic.quantizers.registry import load_quantizer, make_quantizer
 from rankloom.semantic.text import (
     TextEmbedder,
     item_texts,
@@ -51,7 +52,7 @@ class Tokenizer:
         embedder_name: str,
         embedder: TextEmbedder | None,
         aligner: Aligner | None,
-        quantizer: RQKMeans,
+        quantizer: Quantizer,
         content: FloatArray,
         aligned: FloatArray,
         semantic_ids: SemanticIds,
@@ -76,17 +77,14 @@ class Tokenizer:
         if config.alignment.enabled:
             aligner = Aligner(content.shape[1], config.alignment, config.seed)
             aligned = aligner.fit(content, _pairs(sequences, config), quiet=quiet)
-        sizes = config.quantizer.codebook_sizes or codebook_sizes_for(items.height)
-        rng = np.random.default_rng(config.seed)
-        quantizer = RQKMeans(
-            sizes, balanced_levels=config.quantizer.balanced_levels, iterations=config.quantizer.iterations
-        )
-        codes = quantizer.fit(aligned, rng)
+        quantizer = make_quantizer(config.quantizer, items.height)
+        codes = quantizer.fit(aligned, np.random.default_rng(config.seed), quiet=quiet)
+        sizes = quantizer.codebook_sizes
         trained = (sequences.stage == TRAIN) & sequences.target
         prior = np.bincount(sequences.item[trained], minlength=items.height).astype(np.float32)
-        reconstruction = _reconstruction(quantizer, aligned, codes)
+        reconstruction = reconstruction_errors(quantizer, aligned, codes)
         if config.quantizer.collision == "dedup":
-            codes, sizes = _dedup(codes, tuple(sizes), prior)
+            codes, sizes = _dedup(codes, sizes, prior)
         return cls(
             config=config,
             embedder_name=name,
@@ -95,7 +93,7 @@ class Tokenizer:
             quantizer=quantizer,
             content=content,
             aligned=aligned,
-            semantic_ids=SemanticIds(codes, tuple(sizes), prior),
+            semantic_ids=SemanticIds(codes, sizes, prior),
             reconstruction=reconstruction,
         )
 
@@ -110,6 +108,14 @@ class Tokenizer:
     def assign(self, items: pl.DataFrame) -> tuple[FloatArray, FloatArray, CodeArray]:
         """(content, aligned, codes) of new items from the frozen parts; with `dedup` they take the next free code."""
         content = _content(items, self.config, self.embedder)
+        if content.shape[1] != self.content.shape[1]:
+            raise RankloomError(
+                f"the vectors of {self.config.text.vector_column!r} make {content.shape[1]} numbers an item, the model was "
+                f"trained on {self.content.shape[1]}",
+                place=f"items, column {self.config.text.vector_column}",
+                action="make the new vectors with the encoder that made the old ones",
+                code="vector-width",
+            )
         aligned = content if self.aligner is None else self.aligner.transform(content)
         codes = self.quantizer.encode(aligned)
         if self.config.quantizer.collision == "dedup":
@@ -117,25 +123,56 @@ class Tokenizer:
         return content, aligned, codes
 
     def _next_free(self, codes: CodeArray) -> CodeArray:
-        used: dict[tuple[int, ...], int] = {}
-        for *prefix, last in self.semantic_ids.codes.tolist():
-            key = tuple(prefix)
-            used[key] = max(used.get(key, -1), last)
-        size = self.semantic_ids.codebook_sizes[-1]
-        out = []
-        for row in codes.tolist():
-            key = tuple(row)
-            used[key] = min(used.get(key, -1) + 1, size - 1)
-            out.append([*row, used[key]])
-        return np.asarray(out, dtype=np.int32).reshape(len(codes), -1)
+        """Appends the dedup code: after the highest of the same SID in the catalogue, then in the order given."""
+        known = self.semantic_ids.codes
+        known = known[np.isin(known[:, 0], codes[:, 0])]
+        _, group = np.unique(np.concatenate([known[:, :-1], codes]), axis=0, return_inverse=True)
+        group = group.reshape(-1)
+        highest = np.full(len(group), -1, dtype=np.int64)
+        np.maximum.at(highest, group[: len(known)], known[:, -1])
+        own = group[len(known) :]
+        place = highest[own] + 1 + _rank_within(own)
+        last = np.minimum(place, self.semantic_ids.codebook_sizes[-1] - 1)
+        named: CodeArray = np.c_[codes, last].astype(np.int32)
+        return named
 
     def report(self) -> dict[str, Any]:
-        """Reconstruction error by level (relative to the vectors' variance) and how the codes are used."""
+        """How well the vectors and the codes are kept and used.
+
+        * `relative_reconstruction_error`: per level, see `reconstruction_errors`; of the fit's vectors;
+        * `collision`: the policy, and with `dedup` what it had to part: `shared_sids` says `icr`, `largest_bucket` and
+          `distinct_sids` of the codes without the dedup code;
+        * the rest as in `usage_report`, dedup code included.
+        """
+        ids = self.semantic_ids
+        shared = ids
+        if self.config.quantizer.collision == "dedup":
+            shared = SemanticIds(ids.codes[:, :-1], ids.codebook_sizes[:-1], ids.prior)
+        before = usage_report(shared)
         return {
             "embedder": self.embedder_name,
+            "quantizer": self.config.quantizer.kind,
+            "last": self.config.quantizer.last,
+            "collision": self.config.quantizer.collision,
+            "shared_sids": {name: before[name] for name in ("icr", "largest_bucket", "distinct_sids")},
             "relative_reconstruction_error": self.reconstruction,
-            **usage_report(self.semantic_ids),
+            **usage_report(ids),
         }
+
+    def summary(self) -> str:
+        """The report in a sentence or two."""
+        own = self.report()
+        shared = own["shared_sids"]
+        name = own["quantizer"] + ("" if own["last"] == "none" else f" + {own['last']}")
+        parts = [
+            f"semantic IDs: {name}, {'x'.join(map(str, own['codebook_sizes']))} codes, text by {own['embedder']}",
+            f"{shared['icr']:.1%} of items have one of their own (ICR), at most {shared['largest_bucket']} share one",
+            f"codes in use {', '.join(f'{share:.0%}' for share in own['cur'])} by level (CUR), {own['cur_total']:.2g} of all IDs",
+            f"{self.reconstruction[-1]:.1%} of the vectors' variance is not kept",
+        ]
+        if own["collision"] == "dedup":
+            parts[1] = parts[1].replace("(ICR)", "(ICR) before the dedup code")
+        return "; ".join(parts)
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """(arrays for a safetensors file, JSON-able settings)."""
@@ -177,7 +214,7 @@ class Tokenizer:
             embedder_name=name,
             embedder=embedder,
             aligner=aligner,
-            quantizer=RQKMeans.from_arrays(group("quantizer")),
+            quantizer=load_quantizer(config.quantizer, group("quantizer")),
             content=arrays["content"],
             aligned=arrays["aligned"],
             semantic_ids=SemanticIds(arrays["codes"], tuple(meta["codebook_sizes"]), arrays["prior"]),
@@ -188,13 +225,7 @@ class Tokenizer:
 def _fit_content(items: pl.DataFrame, config: Config) -> tuple[str, TextEmbedder | None, FloatArray]:
     own = None if config.text.vector_column is None else vector_column(items, config.text.vector_column)
     if config.text.embedder == "column":
-        if own is None:
-            raise RankloomError(
-                "text.embedder is `column` but text.vector_column names none",
-                place="text.vector_column",
-                action="set text.vector_column to a list[float] column of items.parquet",
-                code="vector-column",
-            )
+        assert own is not None
         return "column", None, own
     texts = item_texts(items)
     name = resolve_embedder(config.text, texts)
@@ -228,22 +259,21 @@ def _pairs(sequences: Sequences, config: Config) -> Pairs:
     return np.asarray(i), np.asarray(j), np.asarray(w, dtype=np.float32)
 
 
-def _reconstruction(quantizer: RQKMeans, vectors: FloatArray, codes: CodeArray) -> list[float]:
-    residual = vectors.copy()
-    total = float(((vectors - vectors.mean(0)) ** 2).sum()) or 1.0
-    errors = []
-    for level, centroids in enumerate(quantizer.centroids):
-        residual -= centroids[codes[:, level]]
-        errors.append(float((residual**2).sum()) / total)
-    return errors
-
-
 def _dedup(codes: CodeArray, sizes: tuple[int, ...], prior: NDArray[np.float32]) -> tuple[CodeArray, tuple[int, ...]]:
     """Appends the rank of an item among those that share its SID, by prior; leaves room for new items."""
-    order = np.lexsort((np.arange(len(codes)), -prior, *codes.T[::-1]))
-    ordered = codes[order]
-    opens = np.r_[True, (ordered[1:] != ordered[:-1]).any(1)]
-    start = np.maximum.accumulate(np.where(opens, np.arange(len(codes)), 0))
+    order = np.lexsort((np.arange(len(codes)), -prior))
+    _, group = np.unique(codes, axis=0, return_inverse=True)
     rank = np.empty(len(codes), dtype=np.int32)
-    rank[order] = np.arange(len(codes)) - start
+    rank[order] = _rank_within(group.reshape(-1)[order])
     return np.c_[codes, rank].astype(np.int32), (*sizes, int(rank.max(initial=0)) + 1 + _DEDUP_SPARE)
+
+
+def _rank_within(group: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many earlier rows are of the same group."""
+    order = np.argsort(group, kind="stable")
+    ordered = group[order]
+    opens = np.r_[True, ordered[1:] != ordered[:-1]][: len(group)]
+    start = np.maximum.accumulate(np.where(opens, np.arange(len(group)), 0))
+    rank = np.empty(len(group), dtype=np.int64)
+    rank[order] = np.arange(len(group)) - start
+    return rank

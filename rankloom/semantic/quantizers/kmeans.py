@@ -7,10 +7,14 @@ quotas with less distortion; sizes differ by at most one.
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
 from rankloom.semantic.quantizers.base import FloatArray
+
+_BLOCK_NUMBERS: Final = 2**26
 
 
 def distances(x_ND: FloatArray, centroids_KD: FloatArray) -> FloatArray:
@@ -19,26 +23,40 @@ def distances(x_ND: FloatArray, centroids_KD: FloatArray) -> FloatArray:
     return out
 
 
-def nearest(x_ND: FloatArray, centroids_KD: FloatArray, *, block: int = 65_536) -> NDArray[np.int64]:
-    """(N,) nearest centroid of each row; ties go to the lower number."""
+def nearest(x_ND: FloatArray, centroids_KD: FloatArray) -> NDArray[np.int64]:
+    """(N,) nearest centroid of each row; ties go to the lower number. At most 256 MiB of distances at a time."""
+    block = max(1, _BLOCK_NUMBERS // len(centroids_KD))
     parts = [distances(x_ND[i : i + block], centroids_KD).argmin(1) for i in range(0, len(x_ND), block)]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
 def kmeans(
-    x_ND: FloatArray, k: int, rng: np.random.Generator, *, iterations: int = 25, balanced: bool = False
+    x_ND: FloatArray,
+    k: int,
+    rng: np.random.Generator,
+    *,
+    iterations: int = 25,
+    balanced: bool = False,
+    start: FloatArray | None = None,
 ) -> tuple[FloatArray, NDArray[np.int64]]:
-    """Centroids (k, D) and the assignment (N,). With fewer distinct points than k, spare centroids repeat points."""
-    centroids = _seed(x_ND, k, rng)
+    """Centroids (k, D) and the assignment (N,). With fewer distinct points than k, spare centroids repeat points.
+
+    Plain: every point is with its nearest centroid. Balanced: every centroid is the mean of its points. In both cases the
+    squared error is at most that of no clustering at all.
+
+    Args:
+        start: (k, D) centroids to go on from instead of k-means++; the squared error never rises above theirs.
+    """
+    centroids = seed_centroids(x_ND, k, rng) if start is None else start
     assignment = np.full(len(x_ND), -1, dtype=np.int64)
     for _ in range(iterations):
         new = balanced_assignment(x_ND, centroids) if balanced else nearest(x_ND, centroids)
         if np.array_equal(new, assignment):
-            break
+            return centroids, assignment
         assignment = new
-        centroids = _means(x_ND, assignment, centroids, rng)
-    final = balanced_assignment(x_ND, centroids) if balanced else nearest(x_ND, centroids)
-    return centroids, final
+        centroids = _means(x_ND, assignment, centroids)
+    # balanced: dealing once more could part the points from the means just taken
+    return centroids, assignment if balanced else nearest(x_ND, centroids)
 
 
 def balanced_assignment(x_ND: FloatArray, centroids_KD: FloatArray) -> NDArray[np.int64]:
@@ -81,7 +99,7 @@ def balanced_assignment(x_ND: FloatArray, centroids_KD: FloatArray) -> NDArray[n
     return assignment
 
 
-def _seed(x_ND: FloatArray, k: int, rng: np.random.Generator) -> FloatArray:
+def seed_centroids(x_ND: FloatArray, k: int, rng: np.random.Generator) -> FloatArray:
     """k-means++ on a sample of at most 20 k points."""
     limit = max(20 * k, 2048)
     sample = x_ND if len(x_ND) <= limit else x_ND[np.sort(rng.choice(len(x_ND), limit, replace=False))]
@@ -96,7 +114,7 @@ def _seed(x_ND: FloatArray, k: int, rng: np.random.Generator) -> FloatArray:
     return centroids
 
 
-def _means(x_ND: FloatArray, assignment: NDArray[np.int64], old: FloatArray, rng: np.random.Generator) -> FloatArray:
+def _means(x_ND: FloatArray, assignment: NDArray[np.int64], old: FloatArray) -> FloatArray:
     k = len(old)
     counts = np.bincount(assignment, minlength=k)
     order = np.argsort(assignment, kind="stable")
