@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,10 +67,27 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Turn what you have into a shop folder."""
-    from rankloom.data.importing import import_data
+    from rankloom.data.importing import ImportReport, import_data
 
+    def confirm(report: ImportReport) -> bool:
+        print(report.render())
+        return typer.confirm("Is this mapping right?", default=True)
+
+    ask = confirm if not (yes or as_json) and sys.stdin.isatty() else None
+    report = import_data(
+        format, source, out, mapping=_mapping(map), overwrite=overwrite, encoding=encoding, confirm=ask
+    )
+    if as_json:
+        print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2))
+        return
+    print(report.render())
+    print(f"shop folder: {out}")
+
+
+def _mapping(pairs: list[str] | None) -> dict[str, str]:
+    """`--map shop_column=source_column`, read."""
     mapping: dict[str, str] = {}
-    for pair in map or []:
+    for pair in pairs or []:
         shop, separator, column = pair.partition("=")
         if not separator or not shop or not column:
             raise RankloomError(
@@ -81,27 +97,25 @@ def import_(
                 code="map-form",
             )
         mapping[shop.strip()] = column.strip()
-    report = import_data(format, source, out, mapping=mapping, overwrite=overwrite, encoding=encoding)
-    if as_json:
-        print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2))
-        return
-    print(report.render())
-    if not yes and sys.stdin.isatty() and not typer.confirm("Is this mapping right?", default=True):
-        shutil.rmtree(out)
-        raise RankloomError(
-            "the import was taken back",
-            action="say the mapping with --map shop_column=source_column",
-            code="import-declined",
-        )
-    print(f"shop folder: {out}")
+    return mapping
 
 
 @app.command(epilog="Example: rankloom validate demo/shop")
-def validate(shop: Annotated[Path, typer.Argument(help="A shop folder.")], as_json: AsJson = False) -> None:
-    """Check a shop: each finding is a fact, a place and an action. Changes nothing."""
+def validate(
+    shop: Annotated[Path, typer.Argument(help="A shop folder, or files that are to be imported.")],
+    format: Annotated[
+        str | None, typer.Option("--format", help="Of files that are no shop yet; csv, jsonl and parquet are seen.")
+    ] = None,
+    map: Annotated[list[str] | None, typer.Option("--map", help="As at the import; may be repeated.")] = None,
+    encoding: Annotated[str | None, typer.Option("--encoding", help="As at the import.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a shop, or files before their import: each finding is a fact, a place and an action. Changes nothing."""
+    from rankloom.data.validate import guess_format, validate_source
     from rankloom.data.validate import validate as run
 
-    report = run(shop)
+    format = format or guess_format(shop)
+    report = run(shop) if format is None else validate_source(shop, format, mapping=_mapping(map), encoding=encoding)
     print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2) if as_json else report.render())
     if report.errors:
         raise typer.Exit(1)

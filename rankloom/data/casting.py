@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import polars as pl
@@ -71,8 +71,11 @@ class TimeReader:
         self.unit: str | None = None
         self._format = _FORMATS[0]
 
-    def __call__(self, series: pl.Series) -> pl.Series:
+    def __call__(self, series: pl.Series, where: Callable[[int], str] | None = None) -> pl.Series:
         """UTC microseconds; null where a value cannot be read.
+
+        Args:
+            where: the place of a row of `series`, for errors.
 
         Raises:
             RankloomError: values of several units, or numbers that are no time.
@@ -95,18 +98,20 @@ class TimeReader:
         if not found and (self.unit == "text" or (self.unit is None and written)):
             return self._written(series)
         if len(found) > 1 or (found and self.unit is not None and found[0] != self.unit):
+            rarest = min(found, key=lambda unit: counts[unit])
+            low, high = next(((low, high) for unit, _, low, high in _UNITS if unit == rarest), (19_900_101, 21_001_231))
             said = [self.unit] if self.unit is not None and self.unit not in found else []
             listed = ", ".join([f"{own} before" for own in said] + [f"{counts[unit]:,} in {unit}" for unit in found])
             raise RankloomError(
                 f"the clock of column {self.column!r} is mixed: {listed}",
-                place=f"{self.place}, column {self.column}",
+                place=self._place(where, number.is_between(low, high)),
                 action="convert the column to one unit before the import",
                 code="clock-mixed",
             )
         if self.unit is None and not found:
             raise RankloomError(
                 f"the numbers of column {self.column!r} are no times between 1990 and 2100 in s, ms, us or ns",
-                place=f"{self.place}, column {self.column}",
+                place=self._place(where, number.is_not_null()),
                 action="map another column: --map timestamp=COLUMN, or write ISO times",
                 code="clock-unknown",
             )
@@ -124,6 +129,10 @@ class TimeReader:
             exact = exact.cast(pl.Float64).fill_null(number) if exact.null_count() > series.null_count() else exact
         micros = exact // (divisor // 10**6) if divisor > 10**6 else exact * (10**6 // divisor)
         return micros.cast(pl.Int64, strict=False).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+
+    def _place(self, where: Callable[[int], str] | None, rows: pl.Series) -> str:
+        first = rows.fill_null(False).arg_max()
+        return f"{self.place}, column {self.column}" if where is None else where(int(first or 0))
 
     def _written(self, series: pl.Series) -> pl.Series:
         frame = series.to_frame("text").lazy()
@@ -201,7 +210,7 @@ class Caster:
         """
         absent = [source for source in self.sources.values() if source not in batch.frame.columns]
         raw = batch.frame.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in absent)
-        cast = pl.DataFrame([self._column(shop, source, raw) for shop, source in self.sources.items()])
+        cast = pl.DataFrame([self._column(shop, source, raw, batch) for shop, source in self.sources.items()])
         for shop, source in self.sources.items():
             if shop in (*_TIMES, *_MONEY, *_NUMBERS, "attributes", "in_stock"):
                 self._refuse_unreadable(shop, raw[source], cast[shop], batch)
@@ -213,9 +222,9 @@ class Caster:
         """Where the value of a shop column at row `index` of a batch stands in the source."""
         return self.file.place(batch.numbers[index], self.sources.get(shop))
 
-    def _column(self, shop: str, source: str, raw: pl.DataFrame) -> pl.Series:
+    def _column(self, shop: str, source: str, raw: pl.DataFrame, batch: Batch) -> pl.Series:
         if shop in self._times:
-            return self._times[shop](raw[source]).alias(shop)
+            return self._times[shop](raw[source], lambda row: self.place(batch, row, shop)).alias(shop)
         if shop == "attributes":
             return attributes(raw[source]).alias(shop)
         return raw.select(cast_column(shop, source, raw.schema[source])).to_series()

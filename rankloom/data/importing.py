@@ -7,7 +7,7 @@ catalogue is held in memory; events are not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -58,7 +58,8 @@ class ImportReport:
             lines.append(
                 f"note: {self.unjoined:,} events name items that the catalogue lacks (such as {', '.join(self.unjoined_samples)}); they were left out"
             )
-        lines.append("rows: " + ", ".join(f"{name} {count:,}" for name, count in self.rows.items()))
+        if self.rows:
+            lines.append("rows: " + ", ".join(f"{name} {count:,}" for name, count in self.rows.items()))
         return "\n".join(lines)
 
 
@@ -70,6 +71,7 @@ def import_data(
     mapping: Mapping[str, str] | None = None,
     overwrite: bool = False,
     encoding: str | None = None,
+    confirm: Callable[[ImportReport], bool] | None = None,
 ) -> ImportReport:
     """Imports `source` as the shop `out`.
 
@@ -79,6 +81,7 @@ def import_data(
         mapping: shop column to source column, where the guess would be wrong.
         overwrite: replace an existing shop.
         encoding: of text files; UTF-8, UTF-16 and GB18030 are recognised without it.
+        confirm: asked with the mapping before any event is read; False takes the import back.
 
     Raises:
         RankloomError: anything wrong with the source, the mapping or the output folder; nothing is written.
@@ -101,7 +104,14 @@ def import_data(
     job = Job(source, dict(mapping or {}), encoding)
     try:
         with atomic_folder(out, overwrite=overwrite, marker="shop.json") as folder:
-            report = _write(importers()[format].read(job), job, folder)
+            tables = importers()[format].read(job)
+            if confirm is not None and not confirm(ImportReport(mapping=job.mapped, notices=list(job.notices))):
+                raise RankloomError(
+                    "the import was taken back",
+                    action="say the mapping with --map shop_column=source_column",
+                    code="import-declined",
+                )
+            report = _write(tables, job, folder)
             # a log that is read twice says everything twice
             notices = list(dict.fromkeys(job.notices))
             origin = {

@@ -162,6 +162,9 @@ class TableFile:
             except pa.ArrowException as error:
                 if invalid:
                     own = invalid[0]
+                    opened = own.text.startswith('"') or f'{separator}"' in own.text
+                    if self.quoted and opened and own.text.count('"') % 2:
+                        raise self._open_quote(own.number) from None
                     raise RankloomError(
                         f"a row has {own.actual_columns} values, the header {own.expected_columns}: {own.text[:80]!r}",
                         place=self.place(own.number),
@@ -171,10 +174,13 @@ class TableFile:
                 raise broken(self.path, "csv", str(error), row=number) from None
             swallowed = last is not None and any("\n" in value for value in last.row(0) if isinstance(value, str))
             if self.quoted and swallowed and stream.quotes % 2:
-                raise RankloomError(
-                    "a quote is opened and never closed", place=self.place(number - 1),
-                    action="close it, or double the quotes inside quoted values", code="quote-open",
-                )  # fmt: skip
+                raise self._open_quote(number - 1)
+
+    def _open_quote(self, number: int) -> RankloomError:
+        return RankloomError(
+            "a quote is opened and never closed", place=self.place(number),
+            action="close it, or double the quotes inside quoted values", code="quote-open",
+        )  # fmt: skip
 
     def _json(self) -> Iterator[Batch]:
         columns: list[str] | None = None

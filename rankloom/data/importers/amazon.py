@@ -60,7 +60,9 @@ class Reviews:
                     data["item_id"].append(_needed(row, item_of, "item", path, number))
                     data["timestamp"].append(_when(row, time_of, path, number))
                     data["value"].append(_stars(row, stars_of, path, number))
-                times = clock(pl.Series("timestamp", data.pop("timestamp"), dtype=pl.Int64))
+                lines = [number for number, _ in rows]
+                raw = pl.Series("timestamp", data.pop("timestamp"), dtype=pl.Int64)
+                times = clock(raw, lambda row, at=path, own=lines: f"{at}, line {own[row]:,}, column {time_of[0]}")  # type: ignore[misc]
                 yield pl.DataFrame(
                     data, schema={"user_id": pl.String, "item_id": pl.String, "value": pl.Float64}
                 ).with_columns(times, pl.lit("purchase").alias("event"))  # fmt: skip

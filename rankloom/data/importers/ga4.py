@@ -90,9 +90,10 @@ class Ga4Log:
                 items: list[dict[str, Any]] = []
                 for hit in hits:
                     self._take(hit, events, items, bought)
-                frame = pl.DataFrame(events, schema=_EVENT)
-                times = clock(frame["time"]).alias("timestamp")
-                yield frame.drop("time").with_columns(times), pl.DataFrame(items, schema=_ITEM)
+                frame = pl.DataFrame(events, schema={**_EVENT, "place": pl.String})
+                places = frame["place"]
+                times = clock(frame["time"], lambda row, own=places: f"{own[row]}, column event_timestamp")  # type: ignore[misc]
+                yield frame.drop("time", "place").with_columns(times.alias("timestamp")), pl.DataFrame(items, schema=_ITEM)
         if tell and not self.told:
             self.told = True
             self._tell()
@@ -121,7 +122,7 @@ class Ga4Log:
         query = _text(hit.parameters.get("search_term") or hit.fields.get("search_term"))
         base = {
             "user_id": user, "time": _time(hit), "event": kind, "query": query, "item_id": None, "value": None,
-            "position": None, "event_id": None, "surface": "feed" if query is None else "search",
+            "position": None, "event_id": None, "place": hit.place, "surface": "feed" if query is None else "search",
         }  # fmt: skip
         if kind == "search":
             if query is None:
