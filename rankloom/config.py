@@ -212,6 +212,16 @@ class SelectionConfig(Section):
     """Weight of the generator's log-probability beside the head's score; None is chosen on validation."""
 
 
+class MemoryConfig(Section):
+    """What people took after what, interpolated with the generator while decoding (decoding/memory.py)."""
+
+    enabled: bool = True
+    share: float | None = Field(default=None, ge=0, lt=1)
+    """Weight of the memory where it has something to say; None is chosen on validation."""
+    top: int = Field(default=256, ge=1)
+    """Entries kept per item."""
+
+
 class TrainingConfig(Section):
     """The loop (training/loop.py)."""
 
@@ -230,7 +240,8 @@ class TrainingConfig(Section):
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = Field(default=1.0, gt=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """`auto`: bf16 where the processor or GPU multiplies it natively."""
     order: Literal["shuffled", "chronological"] = "shuffled"
     supervise: Literal["all", "newest"] = "all"
     """Train every position of a window, or only its newest (OneRec-V2 section 4.1, layout c)."""
@@ -272,6 +283,7 @@ class Config(Section):
     quantizer: QuantizerConfig = QuantizerConfig()
     model: ModelConfig = ModelConfig()
     selection: SelectionConfig = SelectionConfig()
+    memory: MemoryConfig = MemoryConfig()
     training: TrainingConfig = TrainingConfig()
     decoding: DecodingConfig = DecodingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

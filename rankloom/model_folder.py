@@ -4,6 +4,7 @@
     model.safetensors         weights
     semantic_ids.safetensors  semantic IDs, content vectors and the tokenizer's frozen parts
     items.parquet             the catalogue
+    memory.safetensors        what people took after what, for decoding (decoding/memory.py)
     histories.parquet         the last interactions of each user, so that it serves without the training data
     training_log.jsonl        one record per evaluation
     README.md                 the card, filled by the run
@@ -33,6 +34,7 @@ WEIGHTS: Final = "model.safetensors"
 SEMANTIC_IDS: Final = "semantic_ids.safetensors"
 ITEMS: Final = "items.parquet"
 HISTORIES: Final = "histories.parquet"
+MEMORY: Final = "memory.safetensors"
 LOG: Final = "training_log.jsonl"
 CARD: Final = "README.md"
 MANIFEST: Final = "manifest.json"

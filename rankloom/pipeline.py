@@ -1,7 +1,7 @@
 """The training job: a shop in, a model folder out. What `rankloom train` does.
 
-    shop -> sequences, split by time -> tokenizer -> next-item training -> mix of generator and selection chosen on
-    validation -> model folder
+    shop -> sequences, split by time -> tokenizer -> next-item training, behaviour memory -> weights of
+    generator, memory and selection chosen on validation -> model folder
 
 Beside the output lies a working folder `OUT.training` while the job runs: tokenizer, checkpoints, log. A killed job goes
 on from there with `resume=True` and ends in the same weights, bit for bit on a CPU. It is removed at the end.
@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -27,6 +27,7 @@ from rankloom.config import Config
 from rankloom.data import schema
 from rankloom.data.sequences import TRAIN, VALID, Cases, Sequences, load_sequences
 from rankloom.data.shop import Shop
+from rankloom.decoding.memory import BehaviourMemory
 from rankloom.errors import RankloomError
 from rankloom.files import atomic_file, read_json, sha256_file, write_json
 from rankloom.progress import track
@@ -36,9 +37,11 @@ from rankloom.training.batches import SequenceBatches
 from rankloom.training.features import FeatureTable, hashed_user_features
 from rankloom.training.loop import Trainer, start_distributed
 from rankloom.training.objectives import NextItem
+from rankloom.training.processor import keep_freed_memory
 from rankloom.training.validation import Validation
 
-MIXES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+MIXES: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SHARES: Final = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65)
 _REPEAT_SHARE = 0.05
 
 
@@ -81,6 +84,7 @@ def _train(
     limit_steps: int | None,
 ) -> Path | None:
     _check_out(out, overwrite)
+    keep_freed_memory()
     shop = Shop.open(shop_path)
     sequences = load_sequences(shop, config.data)
     items = shop.items()
@@ -165,15 +169,23 @@ def _train(
         histories=histories_table(shop, sequences, config),
         mix=0.5,
         mask_seen=mask_seen,
+        memory=BehaviourMemory.fit(
+            sequences.user[trained], sequences.item[trained], items.height, top=config.memory.top
+        )
+        if config.memory.enabled
+        else None,
     )
-    mix_figures: dict[str, float] = {}
-    if config.selection.enabled and len(validation):
-        rankloom.mix, mix_figures = choose_mix(
+    figures: dict[str, float] = {}
+    if len(validation):
+        rankloom.memory_share, rankloom.mix, figures = choose_weights(
             rankloom, sequences, table, mask_seen=mask_seen, limit=config.training.eval_users, quiet=quiet
         )
     elif not config.selection.enabled:
         rankloom.mix = 1.0
-    say(f"weight of the generator beside the selection head, chosen on validation: {rankloom.mix:g}")
+    say(
+        f"chosen on validation: {rankloom.memory_share:g} of each code's probability from the behaviour memory, "
+        f"weight {rankloom.mix:g} of the generator beside the selection head"
+    )
     rankloom.metadata = {
         "parents": {"shop": fingerprint[:12]},
         "shop": {"rows": shop.origin.get("rows", {}), "importer": shop.origin.get("importer", "")},
@@ -189,7 +201,7 @@ def _train(
         "steps": position.step,
         "best_step": position.best_step,
         "best_validation": next((r for r in position.log if r["step"] == position.best_step), {}),
-        "mix_on_validation": mix_figures,
+        "weights_on_validation": figures,
         "shape": shape_of(sequences),
     }
     log = (work / "training_log.jsonl").read_text(encoding="utf-8")
@@ -240,14 +252,25 @@ def excluded_rows(sequences: Sequences, cases: Cases, part: slice) -> list[torch
     return out
 
 
-def choose_mix(
+def choose_weights(
     rankloom: Rankloom, sequences: Sequences, table: FeatureTable, *, mask_seen: bool, limit: int, quiet: bool = False
-) -> tuple[float, dict[str, float]]:
-    """The weight of the generator's log-probability that ranks validation targets best (NDCG@10), and all figures."""
-    cases = sequences.cases(VALID, max_per_user=1, max_users=min(limit, 4000), seed=0)
-    totals = np.zeros(len(MIXES))
+) -> tuple[float, float, dict[str, float]]:
+    """What ranks validation targets best (NDCG@10): share of the memory, weight of the generator, and all figures.
+
+    Fixed weights of the configuration are kept; the others are tried together, one decoding for each share.
+    """
+    config = rankloom.config
+    shares: tuple[float, ...] = (0.0,) if rankloom.memory is None else SHARES
+    if rankloom.memory is not None and config.memory.share is not None:
+        shares = (config.memory.share,)
+    mixes: tuple[float, ...] = MIXES if config.selection.enabled else (1.0,)
+    if config.selection.enabled and config.selection.mix is not None:
+        mixes = (config.selection.mix,)
+    cases = sequences.cases(VALID, max_per_user=1, max_users=min(limit, 2000), seed=0)
+    totals = np.zeros((len(shares), len(mixes)))
     size = 64
-    for begin in track(range(0, len(cases), size), "choosing the mix on validation", unit="batches", quiet=quiet):
+    work = [(place, begin) for place in range(len(shares)) for begin in range(0, len(cases), size)]
+    for place, begin in track(work, "choosing weights on validation", unit="batches", quiet=quiet):
         part = slice(begin, begin + size)
         row = torch.from_numpy(cases.row[part])
         user = torch.from_numpy(cases.user[part]).long()
@@ -255,15 +278,16 @@ def choose_mix(
         start = torch.from_numpy(sequences.offsets)[user]
         target = torch.from_numpy(cases.target[part].astype(np.int64))
         _, _, candidates = rankloom.rank(
-            table, start, row, k=1, mix=1.0, excluded=excluded, queries_at=row, user=user, surface=table.surface[row]
+            table, start, row, k=1, mix=1.0, memory_share=shares[place], excluded=excluded,
+            queries_at=row, user=user, surface=table.surface[row],
+        )  # fmt: skip
+        totals[place] += rankloom.mixed_ndcg(
+            table, start, row, candidates, target, mixes, queries_at=row, user=user, surface=table.surface[row]
         )
-        figures = rankloom.mixed_ndcg(
-            table, start, row, candidates, target, MIXES, queries_at=row, user=user, surface=table.surface[row]
-        )
-        totals += figures
     mean = totals / max(1, len(cases))
-    best = int(mean.argmax())
-    return MIXES[best], {f"{mix:g}": float(value) for mix, value in zip(MIXES, mean, strict=True)}
+    best_share, best_mix = np.unravel_index(int(mean.argmax()), mean.shape)
+    figures = {f"{share:g} {mix:g}": float(mean[i, j]) for i, share in enumerate(shares) for j, mix in enumerate(mixes)}
+    return shares[int(best_share)], mixes[int(best_mix)], figures
 
 
 def histories_table(shop: Shop, sequences: Sequences, config: Config) -> pl.DataFrame:
@@ -329,7 +353,7 @@ def render_card(rankloom: Rankloom) -> str:
         "## Training",
         f"- {meta['steps']:,} steps in {meta['training_seconds'] / 60:.1f} minutes, seed {rankloom.config.seed}; best at step {meta['best_step']:,}",
         *(f"- {name}: {value:.4f}" for name, value in best.items() if name.startswith("valid")),
-        f"- weight of the generator beside the selection head: {rankloom.mix:g} (chosen on validation)",
+        f"- weight of the generator beside the selection head: {rankloom.mix:g}; share of the behaviour memory in each code: {rankloom.memory_share:g} (chosen on validation)",
         "",
         "## Limits",
         "- Trained on one shop's log: it repeats that log's habits, popular items first among them. Look at coverage and cold items",

@@ -32,6 +32,7 @@ from rankloom.data import schema
 from rankloom.data.filters import parse_filter
 from rankloom.decoding.beam import BeamResult, beam_search
 from rankloom.decoding.masks import MaskIndex, NodeCounts
+from rankloom.decoding.memory import BehaviourMemory, Guide, latest_first
 from rankloom.decoding.select import Candidates, expand, leaf_log_share, mix_scores, top_k
 from rankloom.decoding.trace import BeamTrace, trace_of
 from rankloom.errors import RankloomError
@@ -129,6 +130,8 @@ class Rankloom:
         histories: pl.DataFrame,
         mix: float,
         mask_seen: bool,
+        memory: BehaviourMemory | None = None,
+        memory_share: float = 0.0,
         metadata: dict[str, Any] | None = None,
         model_version: str = "unsaved",
         alive: NDArray[np.bool_] | None = None,
@@ -139,10 +142,14 @@ class Rankloom:
         self.items = items
         self.mix = mix
         self.mask_seen = mask_seen
+        self.memory = memory
+        self.memory_share = memory_share
         self.metadata = metadata or {}
         self.model_version = model_version
         self._histories = histories
         self._history_row = {user: row for row, user in enumerate(histories["user_id"].to_list())}
+        untaken = ("<pad>", "impression", "search", *config.data.context_events)
+        self._not_taken = torch.tensor([kind_code(kind) for kind in untaken])
         # removed items keep their row (learned vectors belong to rows); the trie no longer names them
         self._alive = np.ones(items.height, dtype=np.bool_) if alive is None else alive
         self._query_vectors: dict[str, NDArray[np.float32]] = {}
@@ -178,7 +185,7 @@ class Rankloom:
             )
         alive = np.ones(len(tokenizer.semantic_ids.codes), dtype=np.bool_)
         alive[raw["model"]["removed"]] = False
-        histories_path = folder / model_folder.HISTORIES
+        histories_path, memory_path = folder / model_folder.HISTORIES, folder / model_folder.MEMORY
         histories = pl.read_parquet(histories_path) if histories_path.exists() else empty_histories()
         return cls(
             config=config,
@@ -188,6 +195,8 @@ class Rankloom:
             histories=histories,
             mix=raw["model"]["mix"],
             mask_seen=raw["model"]["mask_seen"],
+            memory=BehaviourMemory.from_arrays(model_folder.read_arrays(memory_path)) if memory_path.exists() else None,
+            memory_share=raw["model"].get("memory_share", 0.0),
             metadata=raw.get("metadata", {}),
             model_version=manifest["model_version"],
             alive=alive,
@@ -207,6 +216,8 @@ class Rankloom:
             self.items.write_parquet(folder / model_folder.ITEMS, compression="zstd")
             self._histories.write_parquet(folder / model_folder.HISTORIES, compression="zstd")
             save_arrays(model_folder.contiguous(arrays), folder / model_folder.SEMANTIC_IDS)
+            if self.memory is not None:
+                save_arrays(model_folder.contiguous(self.memory.arrays()), folder / model_folder.MEMORY)
             weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
             save_tensors(weights, folder / model_folder.WEIGHTS)
             write_json(
@@ -218,6 +229,7 @@ class Rankloom:
                         "n_trained": self.model.items.n_trained,
                         "mix": self.mix,
                         "mask_seen": self.mask_seen,
+                        "memory_share": self.memory_share,
                         "removed": np.flatnonzero(~self._alive).tolist(),
                     },
                     "metadata": self.metadata,
@@ -401,13 +413,24 @@ class Rankloom:
         user: Tensor | None = None,
         surface: Tensor | None = None,
         mix: float | None = None,
+        memory_share: float | None = None,
         trace: bool = False,
     ) -> tuple[Ranking, BeamResult, Candidates]:
-        """Generate, then select, for histories given as row ranges of a feature table. The core of every face."""
+        """Generate, then select, for histories given as row ranges of a feature table. The core of every face.
+
+        Args:
+            mix, memory_share: instead of the model's own weights.
+        """
         begin = torch.maximum(start, stop - self.config.model.max_history)
         batch = table.pack(begin, stop, queries_at=queries_at, user=user)
         prefix = self.model.prefill(batch, surface)
         masks = self._index.requests(filters or [None] * len(start), excluded)
+        share = self.memory_share if memory_share is None else memory_share
+        guide = None
+        if self.memory is not None and share > 0:
+            taken = ~torch.isin(table.kind, self._not_taken)
+            recalled = self.memory.recall(latest_first(table.item, taken, begin, stop))
+            guide = Guide(self._index, recalled, share=share)
         beams = beam_search(
             self.model,
             prefix,
@@ -415,6 +438,7 @@ class Rankloom:
             beam=self.config.decoding.beam if beam is None else beam,
             masks=masks,
             normalise=self.config.decoding.normalise,
+            guide=guide,
             trace=trace,
         )
         candidates = expand(
@@ -425,6 +449,7 @@ class Rankloom:
             log_share=self._log_share,
             allowed=masks.allowed_items(),
             excluded=excluded,
+            guide=guide,
         )
         own_mix = self.mix if mix is None else mix
         select = None

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from rankloom.decoding.masks import RequestMasks
+from rankloom.decoding.memory import Guide
 from rankloom.decoding.protocol import Generator
 from rankloom.semantic.trie import Trie
 
@@ -63,6 +64,7 @@ def beam_search(
     beam: int | Sequence[int],
     masks: RequestMasks,
     normalise: Literal["codebook", "trie"] = "codebook",
+    guide: Guide | None = None,
     trace: bool = False,
 ) -> BeamResult:
     """The `beam` most probable legal semantic IDs of each request.
@@ -71,6 +73,7 @@ def beam_search(
         prefix: what the model's prefill returned for B requests.
         beam: width, one for all requests or one each.
         masks: one entry a request (`MaskIndex.requests`).
+        guide: a behaviour memory to interpolate with at every code (memory.py).
     """
     batch = len(masks.which_B)
     beam_B = torch.tensor([beam] * batch if isinstance(beam, int) else list(beam), dtype=torch.long)
@@ -90,7 +93,7 @@ def beam_search(
         if normalise == "codebook":
             log_probs = torch.log_softmax(log_probs, dim=-1)
         request, parent, child, code, score = _continuations(
-            trie, level, node_BW, score_BW, log_probs, masks, normalise
+            trie, level, node_BW, score_BW, log_probs, masks, normalise, guide
         )
         kept, column, counts = _best(request, child, score, beam_B)
         width = max(1, int(counts.max())) if batch else 1
@@ -123,6 +126,7 @@ def _continuations(
     log_probs_BWK: Tensor,
     masks: RequestMasks,
     normalise: str,
+    guide: Guide | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """All legal triples of a level: (P,) request, parent beam, child node, code, cumulative score."""
     batch, width = node_BW.shape
@@ -141,6 +145,8 @@ def _continuations(
         peak = torch.full((batch * width,), float("-inf")).scatter_reduce(0, pair, own, "amax")
         total = torch.zeros(batch * width).index_add(0, pair, (own - peak[pair]).exp())
         own = own - peak[pair] - total[pair].log()
+    if guide is not None:
+        own = guide.mix(own, level + 1, request, node[pair], child)
     legal = masks.open(level + 1, request, child)
     pair, request, child, code, own = pair[legal], request[legal], child[legal], code[legal], own[legal]
     return request, pair % width, child, code, score_BW.reshape(-1)[pair] + own

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rankloom.decoding.memory import Guide
+
 
 @dataclass
 class Candidates:
@@ -50,6 +52,7 @@ def expand(
     log_share: Tensor,
     allowed: Tensor | None = None,
     excluded: list[Tensor] | None = None,
+    guide: Guide | None = None,
 ) -> Candidates:
     """All items of the generated leaves.
 
@@ -57,6 +60,7 @@ def expand(
         leaf_BW: leaves of the trie, -1 for padding.
         allowed: (I,) or (B, I) bool, the items that pass the filter.
         excluded: per request, items that may not be shown.
+        guide: a behaviour memory, which also knows which item of a leaf is meant.
     """
     batch, width = leaf_BW.shape
     leaf = leaf_BW.clamp_min(0).long()
@@ -68,8 +72,11 @@ def expand(
     offset = torch.arange(total) - torch.repeat_interleave(flat_size.cumsum(0) - flat_size, flat_size)
     place = begin.reshape(-1)[pair] + offset
     item = leaf_items.long()[place]
-    log_prob = log_prob_BW.reshape(-1)[pair] + log_share[place]
     request = pair // width
+    share = log_share[place]
+    if guide is not None:
+        share = guide.mix(share, guide.n_levels + 1, request, leaf.reshape(-1)[pair], item)
+    log_prob = log_prob_BW.reshape(-1)[pair] + share
     keep = torch.ones(total, dtype=torch.bool)
     if allowed is not None:
         keep &= allowed[item] if allowed.ndim == 1 else allowed[request, item]

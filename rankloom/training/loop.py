@@ -30,6 +30,7 @@ from rankloom.progress import Progress
 from rankloom.training.batches import SequenceBatches, TrainingBatch
 from rankloom.training.checkpoint import Position, load_checkpoint, load_weights, save_checkpoint
 from rankloom.training.objectives import Losses
+from rankloom.training.processor import resolve_precision
 
 
 class Objective(Protocol):
@@ -82,6 +83,7 @@ class Trainer:
         self.validate = validate
         self.score = score
         self.config = config
+        self.precision = resolve_precision(config.precision)
         self.folder = folder
         self.fingerprint = fingerprint
         self.quiet = quiet
@@ -210,7 +212,7 @@ class Trainer:
             torch.manual_seed(draw)
             self.generator.manual_seed(draw + 1)
         device = next(self.model.parameters()).device.type
-        mixed = torch.autocast(device, dtype=torch.bfloat16) if self.config.precision == "bf16" else nullcontext()
+        mixed = torch.autocast(device, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
         for batch in pending:
             share = len(batch.item_M) / n_targets
             with mixed:

@@ -1,0 +1,181 @@
+"""Behaviour memory: what people took after what, interpolated with the generator inside the trie.
+
+A generator generalises; it forgets the pair that happened three times. The memory is the directed, distance-weighted
+transition count of the training period plus a share of its reverse, each row scaled down by a power of its sum. For a
+history it names items with an amount
+
+    memory(i | h) = sum over the history, latest first, of decay^age * weight[h_age, i]
+
+and the amounts of the items below a node of the trie add up, so that it is a distribution over the next code too:
+
+    p(code | prefix, h) = (1 - share) * p_model(code | prefix, h) + share * memory(prefix + code) / memory(prefix)
+
+wherever memory(prefix) > 0, and p_model elsewhere. That is the interpolation of kNN language models (Khandelwal et al.
+2020) and of the copy mechanism (See et al. 2017), with behaviour as the datastore; generators and memories win on
+different requests (arXiv 2603.19809). Only rows of the person's own items are read, so the cost does not grow with the
+catalogue. New items are not in the memory; the model alone finds them.
+
+Shapes: I catalogue rows, E table entries, B requests, P places of a padded history, N named (request, item) pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from rankloom.decoding.masks import MaskIndex
+
+WINDOW: Final = 20
+"""Steps between two interactions of a person that still count."""
+STEP_DECAY: Final = 0.85
+"""Weight of one more step between them."""
+REVERSE: Final = 0.5
+"""Weight of the pair in the other direction."""
+ROW_POWER: Final = 0.4
+"""Rows are divided by (1 + their sum) to this power: between counts (0) and probabilities (1)."""
+AGE_DECAY: Final = 0.6
+"""Weight of one more step back in the history at serving."""
+
+
+class BehaviourMemory:
+    """The table as CSR: row i holds what followed item i.
+
+    Args:
+        start_I1: (I + 1,) int64 offsets of the rows.
+        item_E: (E,) int64 catalogue rows.
+        weight_E: (E,) float32.
+    """
+
+    def __init__(self, start_I1: Tensor, item_E: Tensor, weight_E: Tensor) -> None:
+        self.start_I1, self.item_E, self.weight_E = start_I1.long(), item_E.long(), weight_E.float()
+
+    @classmethod
+    def fit(
+        cls, user: NDArray[np.integer[Any]], item: NDArray[np.integer[Any]], n_items: int, *, top: int = 256
+    ) -> BehaviourMemory:
+        """From the training targets of a log, each person's in order of time; keeps the `top` entries of a row."""
+        item = item.astype(np.int64)
+        left, right, weight = [], [], []
+        for gap in range(1, WINDOW + 1):
+            same = user[gap:] == user[:-gap]
+            if not same.any():
+                break
+            left.append(item[:-gap][same])
+            right.append(item[gap:][same])
+            weight.append(np.full(int(same.sum()), STEP_DECAY ** (gap - 1)))
+        if not left:
+            empty = torch.zeros(0)
+            return cls(torch.zeros(n_items + 1), empty, empty)
+        entries: Any = (np.concatenate(weight), (np.concatenate(left), np.concatenate(right)))
+        forward: Any = sparse.coo_matrix(entries, shape=(n_items, n_items)).tocsr()
+        total: Any = forward + REVERSE * forward.T.tocsr()
+        # a repeat has no direction: it is counted once
+        total = sparse.csr_matrix(total - sparse.diags_array(REVERSE * forward.diagonal()))
+        total.eliminate_zeros()
+        scale = (1 + np.asarray(total.sum(1)).ravel()) ** -ROW_POWER
+        coo = sparse.csr_matrix(sparse.diags_array(scale) @ total).tocoo()
+        order = np.lexsort((coo.col, -coo.data, coo.row))
+        sizes = np.bincount(coo.row, minlength=n_items)
+        place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        kept = order[place < top]
+        return cls(
+            torch.from_numpy(np.r_[0, np.cumsum(np.minimum(sizes, top))]),
+            torch.from_numpy(coo.col[kept].astype(np.int64)),
+            torch.from_numpy(coo.data[kept].astype(np.float32)),
+        )
+
+    def recall(self, history_BP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N,) request, (N,) catalogue row, (N,) amount of everything that the histories bring to mind.
+
+        Args:
+            history_BP: catalogue rows, latest first, -1 for padding and for what should not count.
+        """
+        request, place = (history_BP >= 0).nonzero(as_tuple=True)
+        source = history_BP[request, place]
+        # items that came after training have no row
+        known = source < len(self.start_I1) - 1
+        request, place, source = request[known], place[known], source[known]
+        begin = self.start_I1[source]
+        size = self.start_I1[source + 1] - begin
+        pair = torch.repeat_interleave(torch.arange(len(source)), size)
+        entry = begin[pair] + torch.arange(len(pair)) - (size.cumsum(0) - size)[pair]
+        amount = self.weight_E[entry] * AGE_DECAY ** place[pair].float()
+        return request[pair], self.item_E[entry], amount
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {
+            "start": self.start_I1.numpy(),
+            "item": self.item_E.to(torch.int32).numpy(),
+            "weight": self.weight_E.numpy(),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> BehaviourMemory:
+        return cls(*(torch.from_numpy(np.asarray(arrays[name])) for name in ("start", "item", "weight")))
+
+
+class Guide:
+    """The memory of a batch of requests laid over a trie.
+
+    Args:
+        index: leaves and ancestors of the trie.
+        recalled: what `BehaviourMemory.recall` returned.
+        share: weight of the memory where it has something to say, in [0, 1).
+    """
+
+    def __init__(self, index: MaskIndex, recalled: tuple[Tensor, Tensor, Tensor], *, share: float) -> None:
+        if not 0 <= share < 1:
+            raise ValueError(f"the share of the memory is {share}, not in [0, 1)")
+        request, item, amount = recalled
+        leaf = index.leaf_of_row[item]
+        here = leaf >= 0
+        request, item, leaf, amount = request[here], item[here], leaf[here], amount[here].double()
+        self.share = share
+        self.n_levels = index.trie.n_levels
+        self.log_own, self.log_share = math.log1p(-share), math.log(share) if share else float("-inf")
+        self._sizes = [1] + [index.trie.n_nodes(depth) for depth in range(1, index.trie.n_levels + 1)]
+        self._keys: list[Tensor] = []
+        self._sums: list[Tensor] = []
+        nodes = [torch.zeros_like(leaf), *(ancestor[leaf] for ancestor in index.ancestors)]
+        for size, node in zip([*self._sizes, index.n_rows], [*nodes, item], strict=True):
+            keys, place = torch.unique(request * size + node, return_inverse=True)
+            self._keys.append(keys)
+            self._sums.append(torch.zeros(len(keys), dtype=torch.float64).index_add_(0, place, amount))
+        self._sizes.append(index.n_rows)
+
+    def amount(self, depth: int, request: Tensor, node: Tensor) -> Tensor:
+        """(P,) memory below each (request, node of a depth 0..L); depth L + 1 asks for catalogue rows."""
+        keys = self._keys[depth]
+        if not len(keys):
+            return torch.zeros(len(node), dtype=torch.float64)
+        wanted = request * self._sizes[depth] + node
+        at = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
+        return torch.where(keys[at] == wanted, self._sums[depth][at], 0.0)
+
+    def mix(self, log_prob: Tensor, depth: int, request: Tensor, parent: Tensor, child: Tensor) -> Tensor:
+        """(P,) log-probabilities of continuing `parent` (depth - 1) with `child` (depth), memory and model together."""
+        whole = self.amount(depth - 1, request, parent)
+        part = self.amount(depth, request, child)
+        told = (part / whole.clamp_min(1e-300)).log().float()
+        mixed = torch.logaddexp(log_prob + self.log_own, told + self.log_share)
+        return torch.where(whole > 0, mixed, log_prob)
+
+
+def latest_first(item_E: Tensor, counts_E: Tensor, start_B: Tensor, stop_B: Tensor, *, places: int = 20) -> Tensor:
+    """(B, places) catalogue rows of the latest interactions of each row range, -1 where there are fewer.
+
+    Args:
+        counts_E: which interactions count as taken (a dislike does not).
+    """
+    if not len(item_E):
+        return torch.full((len(start_B), places), -1, dtype=torch.long)
+    index = stop_B[:, None] - 1 - torch.arange(places)
+    inside = index >= start_B[:, None]
+    index = index.clamp_min(0)
+    return torch.where(inside & counts_E[index], item_E[index], -1)
