@@ -1,13 +1,15 @@
-"""The floors every result stands on: popularity, a first-order Markov chain, item-kNN."""
+"""The floors every result stands on: popularity, a first-order Markov chain, item-kNN, the behaviour memory alone."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import sparse
 
 from rankloom.data.sequences import TRAIN, Cases, Sequences
+from rankloom.decoding.memory import BehaviourMemory, latest_first
 from rankloom.evaluation.systems import FloatArray, ScoringSystem, last_items, training_counts
 
 
@@ -87,3 +89,26 @@ class ItemKNN(ScoringSystem):
         history = sparse.csr_matrix(entries, shape=(len(length), sequences.n_items))
         scores: FloatArray = (history @ self.similar).toarray() + self.backoff
         return scores
+
+
+class BehaviourMemoryAlone(ScoringSystem):
+    """The table that decoding interpolates with, ranking the whole catalogue by itself: is the generator needed?"""
+
+    name = "memory"
+
+    def fit(self, sequences: Sequences, content: FloatArray | None, seed: int) -> None:
+        trained = (sequences.stage == TRAIN) & sequences.target
+        self.memory = BehaviourMemory.fit(sequences.user[trained], sequences.item[trained], sequences.n_items)
+        counts = training_counts(sequences).astype(np.float32)
+        # below every amount: it only orders what the memory does not name
+        self.backoff = 1e-6 * counts / (counts.sum() + 1)
+        self.counts_as_taken = torch.from_numpy(sequences.target)
+
+    def scores(self, sequences: Sequences, cases: Cases, part: slice) -> FloatArray:
+        stop = torch.from_numpy(cases.row[part])
+        start = torch.from_numpy(sequences.offsets[cases.user[part]])
+        history = latest_first(torch.from_numpy(sequences.item.astype(np.int64)), self.counts_as_taken, start, stop)
+        request, item, amount = self.memory.recall(history)
+        scores = torch.zeros(len(stop), sequences.n_items).index_put_((request, item), amount, accumulate=True)
+        found: FloatArray = scores.numpy() + self.backoff
+        return found
