@@ -260,7 +260,7 @@ class DecodingConfig(Section):
 
     beam: int = Field(default=128, ge=1)
     normalise: Literal["codebook", "trie"] = "codebook"
-    """Softmax over a whole codebook, or over the children that the trie allows."""
+    """In training and decoding: softmax over a whole codebook (OneRec-V2), or over the codes that the trie allows."""
 
 
 class EvaluationConfig(Section):

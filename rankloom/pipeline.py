@@ -36,7 +36,7 @@ from rankloom.semantic.tokenizer import Tokenizer
 from rankloom.training.batches import SequenceBatches
 from rankloom.training.features import FeatureTable, hashed_user_features
 from rankloom.training.loop import Trainer, start_distributed
-from rankloom.training.objectives import NextItem
+from rankloom.training.objectives import NextItem, TrieSoftmax
 from rankloom.training.processor import keep_freed_memory
 from rankloom.training.validation import Validation
 
@@ -131,6 +131,9 @@ def _train(
             action="import more events, or lower data.valid_share and data.test_share",
             code="no-training-targets",
         )
+    softmax = (
+        TrieSoftmax(model.items.codes_IQ, model.codebook_sizes) if config.decoding.normalise == "trie" else None
+    )
     validation = Validation(
         sequences,
         table,
@@ -138,11 +141,12 @@ def _train(
         max_cases=config.training.eval_users,
         mask_seen=mask_seen,
         seed=config.seed,
+        softmax=softmax,
     )
     counts = torch.from_numpy(np.bincount(sequences.item[trained], minlength=items.height))
     trainer = Trainer(
         model,
-        NextItem(config, counts),
+        NextItem(config, counts, softmax),
         batches,
         validate=validation,
         score=_score(config, len(validation)),

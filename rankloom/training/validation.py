@@ -8,15 +8,14 @@ measures.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rankloom.data.sequences import VALID, Sequences
-from rankloom.models.lazy_decoder import LazyDecoder
+from rankloom.models.lazy_decoder import LazyDecoder, Prefix
 from rankloom.training.features import FeatureTable
+from rankloom.training.objectives import TrieSoftmax, code_losses
 
 # Catalogues beyond this are ranked against a fixed random subset during training, to bound the cost of an evaluation.
 _RANK_LIMIT = 100_000
@@ -27,6 +26,7 @@ class Validation:
 
     Args:
         mask_seen: leave items of the history out of the ranking, as serving will.
+        softmax: what the generation loss is normalised over, as in training.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Validation:
         mask_seen: bool,
         seed: int,
         batch_size: int = 256,
+        softmax: TrieSoftmax | None = None,
     ) -> None:
         cases = sequences.cases(VALID, max_per_user=5)
         generator = torch.Generator().manual_seed(seed)
@@ -51,6 +52,7 @@ class Validation:
         self.begin = begin
         self.table = table
         self.mask_seen = mask_seen
+        self.softmax = softmax
         self.batch_size = batch_size
         candidates = torch.arange(sequences.n_items)
         if sequences.n_items > _RANK_LIMIT:
@@ -79,7 +81,7 @@ class Validation:
                 self.table.surface[self.row[part]],
             )
             target = self.target[part]
-            generation, user = _teacher_forced(model, prefix, model.items.codes_IQ[target])
+            generation, user = self._teacher_forced(model, prefix, target)
             scores = (user @ catalogue.T).float()
             own = model.select_scores(user, target[:, None])[:, 0].float()
             if self.mask_seen:
@@ -108,18 +110,12 @@ class Validation:
         scores[row, seen] = -math.inf
         return scores
 
-
-def _teacher_forced(model: LazyDecoder, prefix: object, codes_BQ: Tensor) -> tuple[Tensor, Tensor]:
-    """((B,) mean loss over codes, (B, D) user state), each request scored against its own target."""
-    from rankloom.models.lazy_decoder import Prefix
-
-    assert isinstance(prefix, Prefix)
-    logits, user, cache = model.start(prefix)
-    loss = F.cross_entropy(logits[:, 0].float(), codes_BQ[:, 0], reduction="none")
-    for level in range(1, codes_BQ.shape[1]):
-        logits, cache = model.step(prefix, level, codes_BQ[:, level - 1 : level], cache)
-        loss = loss + F.cross_entropy(logits[:, 0].float(), codes_BQ[:, level], reduction="none")
-    return loss / codes_BQ.shape[1], user
-
-
-StopMetric = Literal["valid_ndcg@10", "valid_generation_loss"]
+    def _teacher_forced(self, model: LazyDecoder, prefix: Prefix, item_B: Tensor) -> tuple[Tensor, Tensor]:
+        """((B,) mean loss over codes, (B, D) user state), each request scored against its own target."""
+        codes_BQ = model.items.codes_IQ[item_B]
+        logits, user, cache = model.start(prefix)
+        loss = code_losses(self.softmax, logits[:, 0], 0, item_B, codes_BQ[:, 0])
+        for level in range(1, codes_BQ.shape[1]):
+            logits, cache = model.step(prefix, level, codes_BQ[:, level - 1 : level], cache)
+            loss = loss + code_losses(self.softmax, logits[:, 0], level, item_B, codes_BQ[:, level])
+        return loss / codes_BQ.shape[1], user
