@@ -289,14 +289,18 @@ class Benchmark:
             "checks": self.checks,
         }
 
-    def finish(self) -> int:
-        """Prints the tables, writes the JSON where asked. Returns the exit status: 1 when a check fails."""
+    def finish(self, *, show_rows: bool = True) -> int:
+        """Prints the tables, writes the JSON where asked. Returns the exit status: 1 when a check fails.
+
+        Args:
+            show_rows: print the rows too; a benchmark with hundreds prints a table of its own instead.
+        """
         to_stdout = self.args.json == "-"
         console = Console(stderr=to_stdout, highlight=False)
         if not console.is_terminal:
             # a log file has no width; 80 columns would fold every row
             console = Console(stderr=to_stdout, highlight=False, width=150)
-        if self.rows:
+        if self.rows and show_rows:
             console.print(table(self.name, self.rows))
         if self.checks:
             console.print(table("checks", self.checks))

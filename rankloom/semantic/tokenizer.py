@@ -84,7 +84,7 @@ class Tokenizer:
         prior = np.bincount(sequences.item[trained], minlength=items.height).astype(np.float32)
         reconstruction = reconstruction_errors(quantizer, aligned, codes)
         if config.quantizer.collision == "dedup":
-            codes, sizes = _dedup(codes, sizes, prior)
+            codes, sizes = dedup_codes(codes, sizes, prior)
         return cls(
             config=config,
             embedder_name=name,
@@ -259,7 +259,9 @@ def _pairs(sequences: Sequences, config: Config) -> Pairs:
     return np.asarray(i), np.asarray(j), np.asarray(w, dtype=np.float32)
 
 
-def _dedup(codes: CodeArray, sizes: tuple[int, ...], prior: NDArray[np.float32]) -> tuple[CodeArray, tuple[int, ...]]:
+def dedup_codes(
+    codes: CodeArray, sizes: tuple[int, ...], prior: NDArray[np.float32]
+) -> tuple[CodeArray, tuple[int, ...]]:
     """Appends the rank of an item among those that share its SID, by prior; leaves room for new items."""
     order = np.lexsort((np.arange(len(codes)), -prior))
     _, group = np.unique(codes, axis=0, return_inverse=True)

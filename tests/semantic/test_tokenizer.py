@@ -24,7 +24,7 @@ from rankloom.semantic.ids import SemanticIds, usage_report
 from rankloom.semantic.pairs import cooccurrence_pairs, swing_pairs
 from rankloom.semantic.quantizers.kmeans import balanced_assignment, kmeans, nearest
 from rankloom.semantic.text import item_texts, latin_share, make_embedder, resolve_embedder, vector_column
-from rankloom.semantic.tokenizer import Tokenizer, _dedup
+from rankloom.semantic.tokenizer import Tokenizer, dedup_codes
 
 
 def vectors(n: int = 200, d: int = 6, seed: int = 0) -> np.ndarray:
@@ -260,11 +260,11 @@ def test_the_dedup_code_is_the_place_by_prior_and_new_items_come_after(bazaar: S
 def test_the_catalogue_order_does_not_change_a_dedup_bucket() -> None:
     codes = np.array([[0, 0], [1, 0], [0, 0], [0, 0]], np.int32)
     prior = np.array([1, 9, 3, 2], np.float32)
-    named, sizes = _dedup(codes, (2, 1), prior)
+    named, sizes = dedup_codes(codes, (2, 1), prior)
     assert named[:, -1].tolist() == [2, 0, 0, 1]
     assert sizes == (2, 1, 11)
     order = np.array([3, 1, 0, 2])
-    np.testing.assert_array_equal(_dedup(codes[order], (2, 1), prior[order])[0], named[order])
+    np.testing.assert_array_equal(dedup_codes(codes[order], (2, 1), prior[order])[0], named[order])
 
 
 def margin(x: np.ndarray, i: np.ndarray, j: np.ndarray) -> float:
