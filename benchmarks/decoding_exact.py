@@ -1,172 +1,294 @@
-"""Is constrained decoding exact?
+"""Is constrained decoding exact: never an ID that is not asked for, never one missed, the same as its slow twins?
 
-    python benchmarks/decoding_exact.py [--quick] [--json OUT]
+    python benchmarks/decoding_exact.py --quick
+    python benchmarks/decoding_exact.py --json out.json     100,000 IDs a preset and kind of filter (base: over all kinds)
 
-Four checks on random weights (exactness does not depend on training): no invalid, filtered or excluded item among 100,000
-generated IDs over presets, filters and exclusions; a beam as wide as the catalogue equals brute force; a batch of any mix
-equals one by one; cached equals recomputed.
+Random weights far from uniform, at each preset's own size and beam: exactness does not depend on training. Filters are
+expressions of the filter language over a random catalogue. An ID is invalid when no catalogue item has it that passes
+the request's filter and is not excluded, or when it comes twice; it is missing when the beam has room and a legal ID is
+not there. The twins: brute force over the catalogue, each request alone, each ID recomputed without a cache. Equal in
+fp32 means: the same order wherever two scores differ by more than rounding, and scores within 32 units in the last
+place, since sums of differently shaped matrix products round differently.
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import json
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
+from _common import Benchmark
+from torch import Tensor
 
 from rankloom.config import Config
+from rankloom.data.filters import parse_filter
 from rankloom.decoding.beam import beam_search
 from rankloom.decoding.masks import MaskIndex
-from rankloom.evaluation.evaluate import machine
+from rankloom.decoding.select import expand, leaf_log_share
 from rankloom.models.context import ContextBatch
 from rankloom.models.lazy_decoder import LazyDecoder
+from rankloom.progress import Progress
 from rankloom.semantic.trie import Trie
 
-# base at its width and head count with two of its twelve blocks: depth changes nothing about exactness
-PRESETS = {"tiny": [], "small": [], "base": ["model.n_layers=2", "quantizer.codebook_sizes=[256,256,256]"]}
+SOURCES = ("rankloom/decoding", "rankloom/models", "rankloom/semantic/trie.py", "rankloom/data/filters.py",
+           "rankloom/config.py", "benchmarks/decoding_exact.py")  # fmt: skip
+PRESETS = ("tiny", "small", "base")
+N_ITEMS = 3000
+# codes a level: about half of the IDs name several items
+CODES = {"tiny": [12, 12, 12], "small": [12, 12, 12], "base": [8192, 8192, 8192]}
+BATCH = {"tiny": 16, "small": 16, "base": 4}
+ULP_LIMIT = 32
+
+Random = np.random.Generator
+FILTERS: dict[str, Callable[[Random], str | None]] = {
+    "none": lambda rng: None,
+    "comparison": lambda rng: f"price {rng.choice(['<', '<=', '>', '>='])} {rng.uniform(0, 100):.2f}",
+    "range": lambda rng: f"price >= {rng.uniform(0, 50):.2f} and price < {rng.uniform(50, 100):.2f}",
+    "equality": lambda rng: f'brand == "brand-{rng.integers(30)}" or brand != "brand-{rng.integers(30)}"',
+    "membership": lambda rng: f'category in ["leaf-{rng.integers(60)}", "leaf-{rng.integers(60)}"]',
+    "text": lambda rng: f'title contains "{rng.integers(10, 100)}"',
+    "truth and time": lambda rng: f"in_stock == true and created_at >= 2026-0{rng.integers(1, 7)}-15",
+    "attribute": lambda rng: f'attributes.color == "{rng.choice(["red", "green", "blue"])}"',
+    "missing value": lambda rng: f"duration_s is {rng.choice(['', 'not '])}null",
+    "logic": lambda rng: f'not (brand == "brand-{rng.integers(30)}" or price > {rng.uniform(20, 90):.1f}) and not in_stock == false',
+    "few items": lambda rng: "item_id in " + json.dumps([f"i{number}" for number in rng.integers(0, N_ITEMS, 5)]),
+    "nothing passes": lambda rng: "price < 0",
+}  # fmt: skip
+KINDS = (*FILTERS, "exclusions", "filter and exclusions", "removed items")
 
 
-def build(preset: str, n_items: int, seed: int) -> tuple[LazyDecoder, Trie, MaskIndex]:
-    """A model with random weights for a random catalogue."""
-    config = Config.preset_config(preset).with_overrides(PRESETS[preset])
+def catalogue(rng: Random) -> pl.DataFrame:
+    """A random catalogue with a column for every kind of filter."""
+    n = N_ITEMS
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    return pl.DataFrame(
+        {
+            "item_id": [f"i{row}" for row in range(n)],
+            "title": [f"thing {number}" for number in rng.integers(0, 10_000, n)],
+            "price_micros": (rng.uniform(0, 100, n) * 1e6).astype(np.int64),
+            "brand": [f"brand-{number}" for number in rng.integers(0, 30, n)],
+            "category": [[f"root-{leaf % 6}", f"leaf-{leaf}"] for leaf in rng.integers(0, 60, n)],
+            "in_stock": rng.random(n) < 0.7,
+            "created_at": [start + timedelta(days=int(day)) for day in rng.integers(0, 180, n)],
+            "duration_s": [None if missing else 9.0 for missing in rng.random(n) < 0.4],
+            "attributes": [[{"key": "color", "value": color}] for color in rng.choice(["red", "green", "blue"], n)],
+        }
+    )
+
+
+@functools.lru_cache(1)  # base has 0.1 billion weights to draw
+def build(preset: str, n_items: int, seed: int) -> LazyDecoder:
+    """The preset's model with random weights for a random catalogue."""
+    config = Config.preset_config(preset)
     rng = np.random.default_rng(seed)
-    size = {"tiny": 16, "small": 64, "base": 256}[preset]
-    codes = rng.integers(0, size, (n_items, 3))
+    # few distinct codes a level, wherever in the codebook they lie, so that IDs share prefixes
+    columns = [rng.choice(rng.choice(size, min(size, 12), replace=False), n_items) for size in CODES[preset]]
     torch.manual_seed(seed)
     model = LazyDecoder.from_config(
         config,
-        codes_IQ=torch.from_numpy(codes),
+        codes_IQ=torch.from_numpy(np.stack(columns, axis=1)),
         content_IC=torch.randn(n_items, 16),
-        codebook_sizes=[size] * 3,
+        codebook_sizes=CODES[preset],
         n_trained=n_items,
         text_dim=16,
     ).eval()
     for parameter in model.parameters():
         if parameter.ndim >= 2:
             torch.nn.init.normal_(parameter, std=2.0 / parameter.shape[-1] ** 0.5)
-    trie = Trie.build(codes, [size] * 3)
-    return model, trie, MaskIndex(trie, n_items)
+    return model
 
 
-def contexts(lengths: list[int], n_items: int, rng: np.random.Generator) -> ContextBatch:
-    """Random histories of the given lengths."""
-    places = max(1, *lengths)
-    item = torch.from_numpy(rng.integers(0, n_items, (len(lengths), places)))
-    item = torch.where(torch.arange(places) < torch.tensor(lengths)[:, None], item, -1)
-    zeros = torch.zeros_like(item)
-    return ContextBatch(item, zeros + 2, zeros, zeros, zeros, zeros, torch.tensor(lengths))
+def contexts(lengths: Sequence[int], n_items: int, rng: Random) -> ContextBatch:
+    """Random histories of the given lengths, with random features and a query for every second request."""
+    batch, places = len(lengths), max(1, *lengths)
+    length = torch.tensor(list(lengths))
+
+    def draw(high: int) -> Tensor:
+        return torch.from_numpy(rng.integers(0, high, (batch, places)))
+
+    item = torch.where(torch.arange(places) < length[:, None], draw(n_items), -1)
+    never = torch.iinfo(torch.int32).max
+    return ContextBatch(
+        item, draw(12), draw(12), draw(32), draw(3), draw(12), length,
+        query_BQD=torch.from_numpy(rng.normal(size=(batch, 1, 16)).astype(np.float32)),
+        query_from_BQ=torch.where(torch.arange(batch) % 2 == 0, length, never)[:, None],
+    )  # fmt: skip
+
+
+def alone(batch: ContextBatch, row: int) -> ContextBatch:
+    """One request of a batch, without the padding of the others."""
+    places = max(1, int(batch.length_B[row]))
+    names = ("item_BT", "kind_BT", "watch_BT", "gap_BT", "surface_BT", "position_BT")
+    assert batch.query_BQD is not None
+    assert batch.query_from_BQ is not None
+    has_query = bool(batch.query_from_BQ[row, 0] <= batch.length_B[row])
+    return ContextBatch(
+        *(getattr(batch, name)[row : row + 1, :places] for name in names),
+        length_B=batch.length_B[row : row + 1],
+        query_BQD=batch.query_BQD[row : row + 1] if has_query else None,
+        query_from_BQ=batch.query_from_BQ[row : row + 1] if has_query else None,
+    )
 
 
 @torch.no_grad()
-def invalid(preset: str, wanted: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Generates `wanted` IDs under random filters and exclusions; counts what must not be there."""
-    n_items = 3000
-    model, trie, index = build(preset, n_items, 0)
+def invalid(preset: str, kind: str, wanted: int, beam: int, seed: int) -> dict[str, int]:
+    """Generates `wanted` IDs (fewer where the filter leaves too few) with beams around `beam`; counts what is wrong."""
+    rng = np.random.default_rng([seed, PRESETS.index(preset), KINDS.index(kind)])
+    items = catalogue(rng)
+    model = build(preset, N_ITEMS, seed)
     codes = model.items.codes_IQ
-    catalogue = {tuple(row) for row in codes.tolist()}
-    generated = wrong = 0
-    while generated < wanted:
-        batch = 8
-        allowed = [torch.from_numpy(rng.random(n_items) < share) for share in rng.choice([0.01, 0.1, 0.5, 1.0], batch)]
-        excluded = [torch.from_numpy(rng.choice(n_items, int(n), replace=False)) for n in rng.integers(0, 300, batch)]
-        prefix = model.prefill(contexts(rng.integers(0, 12, batch).tolist(), n_items, rng))
-        result = beam_search(
-            model, prefix, trie, beam=256, masks=index.requests([index.compile(a) for a in allowed], excluded)
-        )
+    alive = rng.random(N_ITEMS) < (0.6 if kind == "removed items" else 1.1)
+    trie = Trie.build(codes.numpy(), CODES[preset], rows=np.flatnonzero(alive))
+    index = MaskIndex(trie, N_ITEMS)
+    share = leaf_log_share(trie.item_start, trie.leaf_items, torch.ones(N_ITEMS))
+    batch = BATCH[preset]
+    generated = requests = wrong = missing = wrong_items = 0
+    progress = Progress(f"{preset}, {kind}", wanted, unit="IDs")
+    # a filter that leaves almost nothing would never fill the count: as many requests as would be enough without it
+    while generated < wanted and requests < max(4 * batch, 2 * wanted // beam):
+        allowed, excluded = [], []
+        for _ in range(batch):
+            name = {"exclusions": "none", "removed items": "none", "filter and exclusions": str(rng.choice(list(FILTERS)))}
+            text = FILTERS[name.get(kind, kind)](rng)
+            mask = np.ones(N_ITEMS, dtype=bool) if text is None else parse_filter(text).mask(items)
+            allowed.append(torch.from_numpy(mask & alive))
+            n_excluded = int(rng.integers(0, 1500)) if "exclusions" in kind else 0
+            excluded.append(torch.from_numpy(rng.choice(N_ITEMS, n_excluded, replace=False)))
+        masks = index.requests([index.compile(own) for own in allowed], excluded)
+        prefix = model.prefill(contexts(rng.integers(0, 12, batch).tolist(), N_ITEMS, rng))
+        beams = rng.integers(1, 2 * beam, batch).tolist()
+        result = beam_search(model, prefix, trie, beam=beams, masks=masks)
+        expanded = expand(
+            result.leaf_BW, result.log_prob_BW, item_start=trie.item_start, leaf_items=trie.leaf_items,
+            log_share=share, allowed=masks.allowed_items(), excluded=excluded,
+        )  # fmt: skip
+        before = generated
         for row in range(batch):
             open_rows = allowed[row].clone()
             open_rows[excluded[row]] = False
             legal = {tuple(own) for own in codes[open_rows].tolist()}
-            found = [
-                tuple(own)
-                for own, leaf in zip(result.codes_BWL[row].tolist(), result.leaf_BW[row].tolist(), strict=True)
-                if leaf >= 0
-            ]
+            found = [tuple(own) for own in result.codes_BWL[row].tolist() if own[0] >= 0]
             generated += len(found)
-            wrong += sum(own not in catalogue or own not in legal for own in found) + len(found) - len(set(found))
-    return {
-        "system": preset,
-        "variant": "random filters and exclusions",
-        "metric": "invalid",
-        "k": 256,
-        "masked": True,
-        "value": wrong,
-        "n": generated,
-    }
+            wrong += sum(own not in legal for own in found) + len(found) - len(set(found))
+            missing += min(beams[row], len(legal)) - len(set(found) & legal)
+            shown = expanded.item_BC[row][expanded.item_BC[row] >= 0]
+            named = {i for i in torch.nonzero(open_rows)[:, 0].tolist() if tuple(codes[i].tolist()) in set(found)}
+            wrong_items += len(named ^ set(shown.tolist())) + len(shown) - len(set(shown.tolist()))
+        requests += batch
+        progress.advance(generated - before)
+    progress.close()
+    return {"generated": generated, "requests": requests, "invalid": wrong, "missing": missing, "items": wrong_items}
+
+
+def difference(scores: Tensor, truth: Tensor) -> float:
+    """Largest difference in units in the last place of the largest score."""
+    return float((scores - truth).abs().max() / (truth.abs().max() * torch.finfo(torch.float32).eps))
+
+
+def same_order(found: Tensor, scores: Tensor, truth_ids: Tensor, truth: Tensor) -> bool:
+    """Whether two rankings agree wherever neighbours differ by more than rounding."""
+    rounding = ULP_LIMIT * torch.finfo(torch.float32).eps * float(truth.abs().max())
+    gap = torch.full((len(truth) + 1,), float("inf"))
+    gap[1:-1] = truth[:-1] - truth[1:]
+    clear = (gap[:-1] > rounding) & (gap[1:] > rounding)
+    return bool((found[clear] == truth_ids[clear]).all())
 
 
 @torch.no_grad()
-def equalities(preset: str, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Largest score difference against each slow twin, and whether the order is the same."""
-    n_items = 400
-    model, trie, index = build(preset, n_items, 1)
-    lengths = [0, 3, 9]
+def equalities(preset: str, n_items: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Each slow twin: the largest difference in the last place, and whether the order is the same."""
+    rng = np.random.default_rng([seed, PRESETS.index(preset)])
+    model = build(preset, n_items, seed + 1)
+    trie = Trie.build(model.items.codes_IQ.numpy(), CODES[preset])
+    index = MaskIndex(trie, n_items)
+    lengths = [0, 3, 9, 17, 1]
     batch = contexts(lengths, n_items, rng)
     prefix = model.prefill(batch)
-    wide = beam_search(model, prefix, trie, beam=n_items, masks=index.requests([None] * 3))
+    masks = [None, None, *(torch.from_numpy(rng.random(n_items) < keep) for keep in (0.5, 0.1, 0.9))]
+    filters = [None if mask is None else index.compile(mask) for mask in masks]
+    excluded = [torch.from_numpy(rng.choice(n_items, n_items // n, replace=False)) for n in (400, 10, 10, 80, 2)]
+    out: dict[str, dict[str, Any]] = {}
+
+    wide = beam_search(model, prefix, trie, beam=n_items, masks=index.requests(list(filters), excluded))
     brute = model.score(prefix, trie.leaf_codes())
-    rows = []
     worst, order = 0.0, True
-    for row in range(3):
-        truth, leaves = brute[row].sort(descending=True, stable=True)
-        worst = max(worst, float((wide.log_prob_BW[row] - truth).abs().max()))
-        gap = torch.cat([torch.tensor([1.0]), truth[:-1] - truth[1:], torch.tensor([1.0])])
-        clear = (gap[:-1] > 1e-4) & (gap[1:] > 1e-4)
-        order &= bool((wide.leaf_BW[row][clear] == leaves[clear]).all())
-    rows.append(
-        {"metric": "beam as wide as the catalogue against brute force", "value": worst, "ok": order and worst < 1e-3}
-    )
-    mixed = beam_search(model, prefix, trie, beam=50, masks=index.requests([None] * 3))
+    for row in range(len(lengths)):
+        open_rows = torch.ones(n_items, dtype=torch.bool) if masks[row] is None else masks[row].clone()
+        open_rows[excluded[row]] = False
+        legal = torch.unique(index.leaf_of_row[open_rows])
+        truth, place = brute[row, legal].sort(descending=True, stable=True)
+        found = wide.leaf_BW[row][wide.leaf_BW[row] >= 0]
+        order &= len(found) == len(legal) and same_order(found, wide.log_prob_BW[row], legal[place], truth)
+        worst = max(worst, difference(wide.log_prob_BW[row, : len(legal)], truth))
+    out["beam as wide as the catalogue against brute force"] = {"ulp": worst, "order": order}
+
+    beams = [50, 7, 64, 20, 400]
+    mixed = beam_search(model, prefix, trie, beam=beams, masks=index.requests(list(filters), excluded))
     worst, order = 0.0, True
-    for row, length in enumerate(lengths):
-        names = ("item_BT", "kind_BT", "watch_BT", "gap_BT", "surface_BT", "position_BT")
-        alone = ContextBatch(
-            *(getattr(batch, name)[row : row + 1, : max(1, length)] for name in names), length_B=torch.tensor([length])
-        )
-        single = beam_search(model, model.prefill(alone), trie, beam=50, masks=index.requests([None]))
-        worst = max(worst, float((single.log_prob_BW[0] - mixed.log_prob_BW[row]).abs().max()))
-        order &= set(single.leaf_BW[0].tolist()) == set(mixed.leaf_BW[row].tolist())
-    rows.append({"metric": "batch against one by one", "value": worst, "ok": order and worst < 1e-3})
-    worst = max(
-        float((model.score(prefix, mixed.codes_BWL[row])[row] - mixed.log_prob_BW[row]).abs().max()) for row in range(3)
-    )
-    rows.append({"metric": "cached against recomputed", "value": worst, "ok": worst < 1e-3})
-    return [{"system": preset, "variant": "fp32", "k": 50, "masked": True, "n": 3, **own} for own in rows]
+    for row in range(len(lengths)):
+        single = beam_search(
+            model, model.prefill(alone(batch, row)), trie, beam=beams[row],
+            masks=index.requests([filters[row]], [excluded[row]]),
+        )  # fmt: skip
+        width = single.leaf_BW.shape[1]
+        order &= bool((mixed.leaf_BW[row, width:] < 0).all())
+        order &= same_order(mixed.leaf_BW[row, :width], mixed.log_prob_BW[row], single.leaf_BW[0], single.log_prob_BW[0])
+        worst = max(worst, difference(mixed.log_prob_BW[row, :width], single.log_prob_BW[0]))
+    out["batch of a mix against one by one"] = {"ulp": worst, "order": order}
+
+    worst = 0.0
+    for row in range(len(lengths)):
+        found_codes = mixed.codes_BWL[row][mixed.leaf_BW[row] >= 0]
+        recomputed = model.score(prefix, found_codes)[row]
+        worst = max(worst, difference(mixed.log_prob_BW[row, : len(found_codes)], recomputed))
+    out["cached against recomputed"] = {"ulp": worst, "order": True}
+    return out
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="9,000 IDs instead of 100,000")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    rng = np.random.default_rng(0)
-    wanted = 3_000 if args.quick else 33_400
-    rows: list[dict[str, Any]] = []
-    checks = []
+def main() -> int:
+    bench = Benchmark.from_args("decoding_exact", __doc__, sources=SOURCES)
+    seed = bench.seeds[0]
+    totals = dict.fromkeys(("invalid", "missing", "items"), 0)
     for preset in PRESETS:
-        own = invalid(preset, wanted, rng)
-        rows.append(own)
-        print(f"{preset:<6} invalid among {own['n']:,} generated: {own['value']}")
-        for row in equalities(preset, rng):
-            checks.append(
-                {"name": f"{preset}: {row['metric']}", "value": row["value"], "target": 1e-3, "ok": row.pop("ok")}
+        wanted = 400 if bench.quick else 100_000
+        own_beam = Config.preset_config(preset).decoding.beam
+        if preset == "base":
+            wanted = wanted // len(KINDS) + 1
+        beam = min(64, own_beam) if bench.quick else own_beam
+        preset_total = 0
+        for kind in KINDS:
+            cell = bench.cell(
+                {"preset": preset, "kind": kind, "ids": wanted, "beam": beam, "seed": seed},
+                lambda preset=preset, kind=kind, wanted=wanted, beam=beam: invalid(preset, kind, wanted, beam, seed),
             )
-            rows.append(row)
-            print(
-                f"{preset:<6} {row['metric']}: largest difference {row['value']:.2e}, {'equal' if checks[-1]['ok'] else 'NOT EQUAL'}"
-            )
-    total = sum(row["value"] for row in rows if row["metric"] == "invalid")
-    checks.append({"name": "invalid IDs", "value": total, "target": 0, "ok": total == 0})
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(
-            json.dumps({"name": "decoding_exact", "machine": machine(), "rows": rows, "checks": checks}, indent=2)
+            preset_total += cell["generated"]
+            for name in totals:
+                totals[name] += cell[name]
+            bench.row(
+                system=preset, variant=kind, metric="invalid", value=cell["invalid"], n=cell["generated"],
+                missing=cell["missing"], wrong_items=cell["items"], requests=cell["requests"],
+            )  # fmt: skip
+        if not bench.quick:
+            bench.check(f"{preset}: IDs generated", preset_total, at_least=100_000)
+        n_items = 80 if bench.quick else 400
+        twins = bench.cell(
+            {"preset": preset, "twins": n_items, "seed": seed},
+            lambda preset=preset, n_items=n_items: equalities(preset, n_items, seed),
         )
-    raise SystemExit(0 if all(check["ok"] for check in checks) else 1)
+        for name, cell in twins.items():
+            bench.row(system=preset, variant=name, metric="units in the last place", value=cell["ulp"])
+            bench.check(f"{preset}: {name}: units in the last place", round(cell["ulp"], 2), at_most=ULP_LIMIT)
+            bench.check(f"{preset}: {name}: same order", cell["order"], target=True)
+    bench.check("invalid IDs", totals["invalid"], target=0)
+    bench.check("legal IDs missing where the beam had room", totals["missing"], target=0)
+    bench.check("items of the IDs that are wrong or missing", totals["items"], target=0)
+    return bench.finish()
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -126,6 +126,73 @@ def test_a_batch_of_any_mix_equals_one_by_one() -> None:
 
 
 @torch.no_grad()
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), beams=st.lists(st.integers(1, 70), min_size=2, max_size=4))
+def test_requests_of_any_width_filter_and_length_do_not_touch_each_other(seed: int, beams: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    model = small_model()
+    trie = Trie.build(model.items.codes_IQ.numpy(), model.codebook_sizes)
+    index = MaskIndex(trie, 60)
+    lengths = rng.integers(0, 7, len(beams)).tolist()
+    batch = context(lengths, seed=seed)
+    filters = [index.compile(torch.from_numpy(rng.random(60) < 0.5)) if rng.random() < 0.7 else None for _ in beams]
+    excluded = [torch.from_numpy(rng.integers(0, 60, int(rng.integers(0, 30)))) for _ in beams]
+    together = beam_search(model, model.prefill(batch), trie, beam=beams, masks=index.requests(list(filters), excluded))
+    assert together.leaf_BW.shape[1] <= max(beams)
+    for row, width in enumerate(beams):
+        names = ("item_BT", "kind_BT", "watch_BT", "gap_BT", "surface_BT", "position_BT", "length_B")
+        alone = ContextBatch(**{name: getattr(batch, name)[row : row + 1] for name in names})
+        masks = index.requests([filters[row]], [excluded[row]])
+        single = beam_search(model, model.prefill(alone), trie, beam=width, masks=masks)
+        n = single.leaf_BW.shape[1]
+        assert n <= width
+        assert together.leaf_BW[row, :n].tolist() == single.leaf_BW[0].tolist()
+        torch.testing.assert_close(together.log_prob_BW[row, :n], single.log_prob_BW[0], rtol=0, atol=1e-5)
+        assert (together.leaf_BW[row, n:] == -1).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("normalise", ["codebook", "trie"])
+def test_a_beam_wider_than_a_codebook_keeps_more_prefixes_than_the_codebook_has_codes(
+    normalise: Literal["codebook", "trie"],
+) -> None:
+    model = small_model(size=3, n_items=27)
+    trie = Trie.build(model.items.codes_IQ.numpy(), model.codebook_sizes)
+    masks = MaskIndex(trie, 27).requests([None])
+    result = beam_search(
+        model, model.prefill(context([3], n_items=27)), trie, beam=8, masks=masks, normalise=normalise, trace=True
+    )
+    widths = [int((level.node_BW >= 0).sum()) for level in result.levels]
+    assert widths == [min(8, trie.n_nodes(depth)) for depth in (1, 2, 3)]
+    assert widths[0] <= 3 < widths[1]
+
+
+class TiedGenerator:
+    """Every code is as likely as every other."""
+
+    codebook_sizes = (4, 4)
+
+    def step(self, prefix: int, level: int, codes_BW: Tensor | None, cache: Any) -> tuple[Tensor, Any]:
+        return torch.zeros(prefix, 1 if codes_BW is None else codes_BW.shape[1], 4), None
+
+    def reorder(self, cache: Any, parent_BW: Tensor) -> Any:
+        return None
+
+    def score(self, prefix: int, codes_NL: Tensor) -> Tensor:
+        return torch.zeros(prefix, len(codes_NL))
+
+
+@pytest.mark.parametrize("beam", [1, 3, 5])
+def test_ties_go_to_the_first_in_the_trie(beam: int) -> None:
+    codes = np.array([[a, b] for a in (3, 0, 2) for b in (2, 1, 3)])
+    trie = Trie.build(codes, [4, 4])
+    index = MaskIndex(trie, 9)
+    result = beam_search(TiedGenerator(), 2, trie, beam=beam, masks=index.requests([None, None]))
+    # a beam keeps the first prefixes, and of those the first leaves
+    assert result.leaf_BW.tolist() == [list(range(beam))] * 2
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(
     "options", [{}, {"l_kv": 2}, {"s_kv": 2}, {"g_kv": 1}, {"moe_experts": 4, "moe_first_dense": 1}]
 )
@@ -160,8 +227,11 @@ def test_nothing_allowed_is_an_empty_answer() -> None:
     assert (result.leaf_BW[1] >= 0).all()
 
 
-def test_a_beam_of_zero_is_refused() -> None:
-    model = small_model()
-    trie = Trie.build(model.items.codes_IQ.numpy(), model.codebook_sizes)
-    with pytest.raises(ValueError, match="at least 1"):
-        beam_search(model, model.prefill(context([1])), trie, beam=0, masks=MaskIndex(trie, 60).requests([None]))
+def test_beams_of_no_width_or_number_are_refused() -> None:
+    trie = Trie.build(np.array([[0, 1]]), [4, 4])
+    masks = MaskIndex(trie, 1).requests([None])
+    for beam in (0, -1, [0]):
+        with pytest.raises(ValueError, match="at least 1"):
+            beam_search(TiedGenerator(), 1, trie, beam=beam, masks=masks)
+    with pytest.raises(ValueError, match="2 beam widths for 1 requests"):
+        beam_search(TiedGenerator(), 1, trie, beam=[3, 3], masks=masks)
