@@ -29,6 +29,7 @@ from rankloom.config import Config
 from rankloom.data.filters import parse_filter
 from rankloom.decoding.beam import beam_search
 from rankloom.decoding.masks import MaskIndex
+from rankloom.decoding.memory import Guide
 from rankloom.decoding.select import expand, leaf_log_share
 from rankloom.models.context import ContextBatch
 from rankloom.models.lazy_decoder import LazyDecoder
@@ -59,7 +60,7 @@ FILTERS: dict[str, Callable[[Random], str | None]] = {
     "few items": lambda rng: "item_id in " + json.dumps([f"i{number}" for number in rng.integers(0, N_ITEMS, 5)]),
     "nothing passes": lambda rng: "price < 0",
 }  # fmt: skip
-KINDS = (*FILTERS, "exclusions", "filter and exclusions", "removed items")
+KINDS = (*FILTERS, "exclusions", "filter and exclusions", "removed items", "behaviour memory")
 
 
 def catalogue(rng: Random) -> pl.DataFrame:
@@ -153,19 +154,26 @@ def invalid(preset: str, kind: str, wanted: int, beam: int, seed: int) -> dict[s
     while generated < wanted and requests < max(4 * batch, 2 * wanted // beam):
         allowed, excluded = [], []
         for _ in range(batch):
-            name = {"exclusions": "none", "removed items": "none", "filter and exclusions": str(rng.choice(list(FILTERS)))}
-            text = FILTERS[name.get(kind, kind)](rng)
+            mixed = str(rng.choice(list(FILTERS)))
+            name = {"exclusions": "none", "removed items": "none"}.get(kind, kind if kind in FILTERS else mixed)
+            text = FILTERS[name](rng)
             mask = np.ones(N_ITEMS, dtype=bool) if text is None else parse_filter(text).mask(items)
             allowed.append(torch.from_numpy(mask & alive))
-            n_excluded = int(rng.integers(0, 1500)) if "exclusions" in kind else 0
+            n_excluded = int(rng.integers(0, 1500)) if "exclusions" in kind or kind == "behaviour memory" else 0
             excluded.append(torch.from_numpy(rng.choice(N_ITEMS, n_excluded, replace=False)))
         masks = index.requests([index.compile(own) for own in allowed], excluded)
         prefix = model.prefill(contexts(rng.integers(0, 12, batch).tolist(), N_ITEMS, rng))
         beams = rng.integers(1, 2 * beam, batch).tolist()
-        result = beam_search(model, prefix, trie, beam=beams, masks=masks)
+        guide = None
+        if kind == "behaviour memory":
+            # it names items that are filtered, excluded or removed as well
+            named_by = torch.from_numpy(np.repeat(np.arange(batch), 200))
+            recalled = (named_by, torch.from_numpy(rng.integers(0, N_ITEMS, len(named_by))), torch.rand(len(named_by)))
+            guide = Guide(index, recalled, share=0.5)
+        result = beam_search(model, prefix, trie, beam=beams, masks=masks, guide=guide)
         expanded = expand(
             result.leaf_BW, result.log_prob_BW, item_start=trie.item_start, leaf_items=trie.leaf_items,
-            log_share=share, allowed=masks.allowed_items(), excluded=excluded,
+            log_share=share, allowed=masks.allowed_items(), excluded=excluded, guide=guide,
         )  # fmt: skip
         before = generated
         for row in range(batch):
