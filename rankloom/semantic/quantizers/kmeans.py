@@ -60,9 +60,8 @@ def kmeans(
 
 
 def balanced_assignment(x_ND: FloatArray, centroids_KD: FloatArray) -> NDArray[np.int64]:
-    """Every centroid gets floor(N / K) or ceil(N / K) points."""
+    """(N,) centroid of each point; every centroid gets floor(N / K) or ceil(N / K). Memory as in `nearest`."""
     n, k = len(x_ND), len(centroids_KD)
-    cost = distances(x_ND, centroids_KD)
     base, extra = divmod(n, k)
     quota = np.full(k, base)
     spare = extra
@@ -70,10 +69,7 @@ def balanced_assignment(x_ND: FloatArray, centroids_KD: FloatArray) -> NDArray[n
     open_points = np.arange(n)
     blocked = np.zeros(k, dtype=bool)
     while len(open_points):
-        own = np.where(blocked[None], np.inf, cost[open_points])
-        best = own.argmin(1)
-        two = np.partition(own, 1, axis=1)[:, :2] if k > 1 else np.c_[own, own]
-        regret = np.where(np.isfinite(two[:, 1]), two[:, 1] - two[:, 0], np.inf)
+        best, regret = _best_and_regret(x_ND[open_points], centroids_KD, blocked)
         order = np.lexsort((open_points, -regret))
         # each round a centroid takes, by regret, what its quota (and one of the spare places) still allows
         ranked = best[order]
@@ -97,6 +93,25 @@ def balanced_assignment(x_ND: FloatArray, centroids_KD: FloatArray) -> NDArray[n
             blocked |= over
         open_points = np.flatnonzero(assignment < 0)
     return assignment
+
+
+def _best_and_regret(
+    x_ND: FloatArray, centroids_KD: FloatArray, blocked_K: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], FloatArray]:
+    """Per point its nearest open centroid, and how much farther the next one is (infinite where there is none)."""
+    best = np.empty(len(x_ND), dtype=np.int64)
+    regret = np.empty(len(x_ND), dtype=np.float32)
+    block = max(1, _BLOCK_NUMBERS // len(centroids_KD))
+    for begin in range(0, len(x_ND), block):
+        part = slice(begin, begin + block)
+        cost = distances(x_ND[part], centroids_KD)
+        cost[:, blocked_K] = np.inf
+        rows = np.arange(len(cost))
+        best[part] = cost.argmin(1)
+        nearest_cost = cost[rows, best[part]]
+        cost[rows, best[part]] = np.inf
+        regret[part] = cost.min(1) - nearest_cost
+    return best, regret
 
 
 def seed_centroids(x_ND: FloatArray, k: int, rng: np.random.Generator) -> FloatArray:
