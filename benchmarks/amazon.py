@@ -19,6 +19,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from rankloom.evaluation.floors import BehaviourMemoryAlone, ItemKNN, Markov, Po
 from rankloom.evaluation.metrics import Bootstrap, gains, target_rank
 from rankloom.evaluation.rankloom_system import RankloomSystem
 from rankloom.evaluation.sasrec import SASRec
-from rankloom.recommender import Rankloom
+from rankloom.recommender import Rankloom, Weights
 
 NAMED = {"beauty": "amazon2014_beauty", "toys": "amazon2014_toys", "scientific": "amazon2018_scientific"}
 # recall@10 and NDCG@10 on test as published, seen items masked or not as each paper does; see the sources named
@@ -134,8 +135,7 @@ def train(source: Path, folder: Path, name: str, seed: int, quick: bool) -> dict
         "threads": torch.get_num_threads(),
         "parameters": own.metadata["parameters"],
         "icr": own.metadata["tokenizer"]["icr"],
-        "memory_share": own.memory_share,
-        "mix": own.mix,
+        "weights": asdict(own.weights),
     }
 
 
@@ -160,7 +160,7 @@ def rank(system: str, home: Path, seed: int, users: int | None) -> dict[str, Any
     if system.startswith("rankloom"):
         beam = int(system.rsplit("-", 1)[1]) if "beam" in system else None
         if system == "rankloom-no-memory":
-            model.memory_share, model.mix = 0.0, 0.5
+            model.weights = Weights(mix=0.5)
         own = RankloomSystem(model, shop, select=system != "rankloom-generator", beam=beam)
         own.variant = {"rankloom-no-memory": "no memory, mix 0.5"}.get(system, f"beam {beam}" if beam else "default")
     else:

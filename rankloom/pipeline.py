@@ -31,7 +31,7 @@ from rankloom.decoding.memory import BehaviourMemory
 from rankloom.errors import RankloomError
 from rankloom.files import atomic_file, read_json, sha256_file, write_json
 from rankloom.progress import track
-from rankloom.recommender import Rankloom, build_model
+from rankloom.recommender import Rankloom, Weights, build_model
 from rankloom.semantic.tokenizer import Tokenizer
 from rankloom.training.batches import SequenceBatches
 from rankloom.training.features import FeatureTable, hashed_user_features
@@ -40,8 +40,8 @@ from rankloom.training.objectives import NextItem, TrieSoftmax
 from rankloom.training.processor import keep_freed_memory
 from rankloom.training.validation import Validation
 
-MIXES: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-SHARES: Final = (0.0, 0.1, 0.2, 0.35, 0.5, 0.65)
+MIXES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
+SHARES: Final = (0.0, 0.15, 0.3, 0.45, 0.6)
 _REPEAT_SHARE = 0.05
 
 
@@ -171,7 +171,6 @@ def _train(
         model=model,
         items=items,
         histories=histories_table(shop, sequences, config),
-        mix=0.5,
         mask_seen=mask_seen,
         memory=BehaviourMemory.fit(
             sequences.user[trained], sequences.item[trained], items.height, top=config.memory.top
@@ -181,15 +180,12 @@ def _train(
     )
     figures: dict[str, float] = {}
     if len(validation):
-        rankloom.memory_share, rankloom.mix, figures = choose_weights(
+        rankloom.weights, figures = choose_weights(
             rankloom, sequences, table, mask_seen=mask_seen, limit=config.training.eval_users, quiet=quiet
         )
     elif not config.selection.enabled:
-        rankloom.mix = 1.0
-    say(
-        f"chosen on validation: {rankloom.memory_share:g} of each code's probability from the behaviour memory, "
-        f"weight {rankloom.mix:g} of the generator beside the selection head"
-    )
+        rankloom.weights = Weights(mix=1.0)
+    say(f"chosen on validation: {describe_weights(rankloom.weights)}")
     rankloom.metadata = {
         "parents": {"shop": fingerprint[:12]},
         "shop": {"rows": shop.origin.get("rows", {}), "importer": shop.origin.get("importer", "")},
@@ -258,40 +254,39 @@ def excluded_rows(sequences: Sequences, cases: Cases, part: slice) -> list[torch
 
 def choose_weights(
     rankloom: Rankloom, sequences: Sequences, table: FeatureTable, *, mask_seen: bool, limit: int, quiet: bool = False
-) -> tuple[float, float, dict[str, float]]:
-    """What ranks validation targets best (NDCG@10): share of the memory, weight of the generator, and all figures.
+) -> tuple[Weights, dict[str, float]]:
+    """The weights that rank validation targets best (NDCG@10), and the figures of all that were tried.
 
-    Fixed weights of the configuration are kept; the others are tried together, one decoding for each share.
+    Weights that the configuration fixes are kept; the others are tried together.
     """
     config = rankloom.config
-    shares: tuple[float, ...] = (0.0,) if rankloom.memory is None else SHARES
+    shares = (0.0,) if rankloom.memory is None else SHARES
     if rankloom.memory is not None and config.memory.share is not None:
         shares = (config.memory.share,)
-    mixes: tuple[float, ...] = MIXES if config.selection.enabled else (1.0,)
+    mixes = MIXES if config.selection.enabled else (1.0,)
     if config.selection.enabled and config.selection.mix is not None:
         mixes = (config.selection.mix,)
+    # the generator alone reads no selection
+    grid = [
+        Weights(mix, memory, own)
+        for memory in shares
+        for mix in mixes
+        for own in (SHARES if mix < 1 and rankloom.memory is not None else (0.0,))
+    ]
     cases = sequences.cases(VALID, max_per_user=1, max_users=min(limit, 2000), seed=0)
-    totals = np.zeros((len(shares), len(mixes)))
+    totals = np.zeros(len(grid))
     size = 64
-    work = [(place, begin) for place in range(len(shares)) for begin in range(0, len(cases), size)]
-    for place, begin in track(work, "choosing weights on validation", unit="batches", quiet=quiet):
+    for begin in track(range(0, len(cases), size), "choosing weights on validation", unit="batches", quiet=quiet):
         part = slice(begin, begin + size)
         row = torch.from_numpy(cases.row[part])
         user = torch.from_numpy(cases.user[part]).long()
-        excluded = excluded_rows(sequences, cases, part) if mask_seen else None
-        start = torch.from_numpy(sequences.offsets)[user]
-        target = torch.from_numpy(cases.target[part].astype(np.int64))
-        _, _, candidates = rankloom.rank(
-            table, start, row, k=1, mix=1.0, memory_share=shares[place], excluded=excluded,
-            queries_at=row, user=user, surface=table.surface[row],
+        totals += rankloom.ndcg_of_weights(
+            table, torch.from_numpy(sequences.offsets)[user], row, torch.from_numpy(cases.target[part].astype(np.int64)), grid,
+            excluded=excluded_rows(sequences, cases, part) if mask_seen else None, user=user, surface=table.surface[row],
         )  # fmt: skip
-        totals[place] += rankloom.mixed_ndcg(
-            table, start, row, candidates, target, mixes, queries_at=row, user=user, surface=table.surface[row]
-        )
     mean = totals / max(1, len(cases))
-    best_share, best_mix = np.unravel_index(int(mean.argmax()), mean.shape)
-    figures = {f"{share:g} {mix:g}": float(mean[i, j]) for i, share in enumerate(shares) for j, mix in enumerate(mixes)}
-    return shares[int(best_share)], mixes[int(best_mix)], figures
+    figures = {f"{w.mix:g} {w.memory:g} {w.selection_memory:g}": float(v) for w, v in zip(grid, mean, strict=True)}
+    return grid[int(mean.argmax())], figures
 
 
 def histories_table(shop: Shop, sequences: Sequences, config: Config) -> pl.DataFrame:
@@ -332,6 +327,14 @@ def histories_table(shop: Shop, sequences: Sequences, config: Config) -> pl.Data
     return table if features is None else table.with_columns(pl.Series("features", features.tolist()))
 
 
+def describe_weights(weights: Weights) -> str:
+    """One sentence on how generator, memory and selection are joined."""
+    return (
+        f"weight {weights.mix:g} of the generator beside the selection head; share of the behaviour memory "
+        f"{weights.memory:g} in the generator's codes, {weights.selection_memory:g} in the selection"
+    )
+
+
 def render_card(rankloom: Rankloom) -> str:
     """The model card, filled from the run."""
     meta = rankloom.metadata
@@ -357,7 +360,7 @@ def render_card(rankloom: Rankloom) -> str:
         "## Training",
         f"- {meta['steps']:,} steps in {meta['training_seconds'] / 60:.1f} minutes, seed {rankloom.config.seed}; best at step {meta['best_step']:,}",
         *(f"- {name}: {value:.4f}" for name, value in best.items() if name.startswith("valid")),
-        f"- weight of the generator beside the selection head: {rankloom.mix:g}; share of the behaviour memory in each code: {rankloom.memory_share:g} (chosen on validation)",
+        f"- {describe_weights(rankloom.weights)} (chosen on validation)",
         "",
         "## Limits",
         "- Trained on one shop's log: it repeats that log's habits, popular items first among them. Look at coverage and cold items",

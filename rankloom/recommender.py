@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from rankloom.data.filters import parse_filter
 from rankloom.decoding.beam import BeamResult, beam_search
 from rankloom.decoding.masks import MaskIndex, NodeCounts
 from rankloom.decoding.memory import BehaviourMemory, Guide, latest_first
-from rankloom.decoding.select import Candidates, expand, leaf_log_share, mix_scores, top_k
+from rankloom.decoding.select import Candidates, expand, leaf_log_share, mix_scores, top_k, with_memory
 from rankloom.decoding.trace import BeamTrace, trace_of
 from rankloom.errors import RankloomError
 from rankloom.files import atomic_folder, read_json, write_json
@@ -117,6 +117,31 @@ class Ranking:
     log_prob_BK: Tensor
 
 
+@dataclass(frozen=True)
+class Weights:
+    """How the three opinions are joined; chosen on validation.
+
+    Attributes:
+        mix: weight of the generator's log-probability beside the selection head's, 1 is the generator alone.
+        memory: share of the behaviour memory in the probability of each code.
+        selection_memory: its share in the selection head's distribution over the generated items.
+    """
+
+    mix: float = 0.5
+    memory: float = 0.0
+    selection_memory: float = 0.0
+
+
+@dataclass
+class _Generated:
+    """What one decoding gave, before its items are ordered."""
+
+    beams: BeamResult
+    candidates: Candidates
+    select_BC: Tensor | None
+    guide: Guide | None
+
+
 class Rankloom:
     """See the module's docstring. Build it with `from_pretrained`, or let `rankloom.pipeline.train` build it."""
 
@@ -128,10 +153,9 @@ class Rankloom:
         model: LazyDecoder,
         items: pl.DataFrame,
         histories: pl.DataFrame,
-        mix: float,
         mask_seen: bool,
+        weights: Weights | None = None,
         memory: BehaviourMemory | None = None,
-        memory_share: float = 0.0,
         metadata: dict[str, Any] | None = None,
         model_version: str = "unsaved",
         alive: NDArray[np.bool_] | None = None,
@@ -140,10 +164,9 @@ class Rankloom:
         self.tokenizer = tokenizer
         self.model = model.eval()
         self.items = items
-        self.mix = mix
+        self.weights = weights or Weights()
         self.mask_seen = mask_seen
         self.memory = memory
-        self.memory_share = memory_share
         self.metadata = metadata or {}
         self.model_version = model_version
         self._histories = histories
@@ -193,10 +216,9 @@ class Rankloom:
             model=model,
             items=pl.read_parquet(folder / model_folder.ITEMS),
             histories=histories,
-            mix=raw["model"]["mix"],
             mask_seen=raw["model"]["mask_seen"],
+            weights=Weights(**raw["model"]["weights"]),
             memory=BehaviourMemory.from_arrays(model_folder.read_arrays(memory_path)) if memory_path.exists() else None,
-            memory_share=raw["model"].get("memory_share", 0.0),
             metadata=raw.get("metadata", {}),
             model_version=manifest["model_version"],
             alive=alive,
@@ -227,9 +249,8 @@ class Rankloom:
                     "tokenizer": meta,
                     "model": {
                         "n_trained": self.model.items.n_trained,
-                        "mix": self.mix,
                         "mask_seen": self.mask_seen,
-                        "memory_share": self.memory_share,
+                        "weights": asdict(self.weights),
                         "removed": np.flatnonzero(~self._alive).tolist(),
                     },
                     "metadata": self.metadata,
@@ -412,25 +433,72 @@ class Rankloom:
         queries_at: Tensor | None = None,
         user: Tensor | None = None,
         surface: Tensor | None = None,
-        mix: float | None = None,
-        memory_share: float | None = None,
+        weights: Weights | None = None,
         trace: bool = False,
     ) -> tuple[Ranking, BeamResult, Candidates]:
         """Generate, then select, for histories given as row ranges of a feature table. The core of every face.
 
         Args:
-            mix, memory_share: instead of the model's own weights.
+            weights: instead of the model's own.
         """
+        weights = weights or self.weights
+        generated = self._generate(
+            table, start, stop, beam=beam, filters=filters, excluded=excluded, queries_at=queries_at, user=user,
+            surface=surface, memory=weights.memory, trace=trace,
+        )  # fmt: skip
+        scores = self._scores(generated, weights)
+        items, best, _ = top_k(generated.candidates, scores, k)
+        return Ranking(items, best, generated.candidates.log_prob_BC), generated.beams, generated.candidates
+
+    @torch.no_grad()
+    def ndcg_of_weights(
+        self,
+        table: FeatureTable,
+        start: Tensor,
+        stop: Tensor,
+        target_B: Tensor,
+        grid: Sequence[Weights],
+        *,
+        excluded: list[Tensor] | None = None,
+        user: Tensor | None = None,
+        surface: Tensor | None = None,
+    ) -> NDArray[np.float64]:
+        """(len(grid),) summed NDCG@10 of the targets under several weights; one decoding for each memory in the code."""
+        out = np.zeros(len(grid))
+        gain = 1 / torch.log2(torch.arange(10) + 2.0)
+        for memory in sorted({weights.memory for weights in grid}):
+            generated = self._generate(
+                table, start, stop, excluded=excluded, queries_at=stop, user=user, surface=surface, memory=memory
+            )
+            for number, weights in enumerate(grid):
+                if weights.memory == memory:
+                    items, _, _ = top_k(generated.candidates, self._scores(generated, weights), 10)
+                    out[number] = float(((items == target_B[:, None]) * gain).sum())
+        return out
+
+    def _generate(
+        self,
+        table: FeatureTable,
+        start: Tensor,
+        stop: Tensor,
+        *,
+        memory: float,
+        beam: int | Sequence[int] | None = None,
+        filters: list[NodeCounts | None] | None = None,
+        excluded: list[Tensor] | None = None,
+        queries_at: Tensor | None = None,
+        user: Tensor | None = None,
+        surface: Tensor | None = None,
+        trace: bool = False,
+    ) -> _Generated:
         begin = torch.maximum(start, stop - self.config.model.max_history)
-        batch = table.pack(begin, stop, queries_at=queries_at, user=user)
-        prefix = self.model.prefill(batch, surface)
+        prefix = self.model.prefill(table.pack(begin, stop, queries_at=queries_at, user=user), surface)
         masks = self._index.requests(filters or [None] * len(start), excluded)
-        share = self.memory_share if memory_share is None else memory_share
         guide = None
-        if self.memory is not None and share > 0:
+        if self.memory is not None:
             taken = ~torch.isin(table.kind, self._not_taken)
-            recalled = self.memory.recall(latest_first(table.item, taken, begin, stop))
-            guide = Guide(self._index, recalled, share=share)
+            guide = Guide(self._index, self.memory.recall(latest_first(table.item, taken, begin, stop)), share=memory)
+        in_code = guide if memory > 0 else None
         beams = beam_search(
             self.model,
             prefix,
@@ -438,7 +506,7 @@ class Rankloom:
             beam=self.config.decoding.beam if beam is None else beam,
             masks=masks,
             normalise=self.config.decoding.normalise,
-            guide=guide,
+            guide=in_code,
             trace=trace,
         )
         candidates = expand(
@@ -449,43 +517,20 @@ class Rankloom:
             log_share=self._log_share,
             allowed=masks.allowed_items(),
             excluded=excluded,
-            guide=guide,
+            guide=in_code,
         )
-        own_mix = self.mix if mix is None else mix
         select = None
-        if self.config.selection.enabled and own_mix < 1:
+        if self.config.selection.enabled:
             _, state, _ = self.model.start(prefix)
             select = self.model.select_scores(state, candidates.item_BC).float()
-        scores = mix_scores(candidates.log_prob_BC, select, own_mix)
-        items, best, _ = top_k(candidates, scores, k)
-        return Ranking(items, best, candidates.log_prob_BC), beams, candidates
+        return _Generated(beams, candidates, select, guide)
 
-    @torch.no_grad()
-    def mixed_ndcg(
-        self,
-        table: FeatureTable,
-        start: Tensor,
-        stop: Tensor,
-        candidates: Candidates,
-        target_B: Tensor,
-        mixes: Sequence[float],
-        *,
-        queries_at: Tensor | None = None,
-        user: Tensor | None = None,
-        surface: Tensor | None = None,
-    ) -> NDArray[np.float64]:
-        """(len(mixes),) summed NDCG@10 of the targets for several weights of the generator, from one decoding."""
-        begin = torch.maximum(start, stop - self.config.model.max_history)
-        prefix = self.model.prefill(table.pack(begin, stop, queries_at=queries_at, user=user), surface)
-        _, state, _ = self.model.start(prefix)
-        select = self.model.select_scores(state, candidates.item_BC).float()
-        out = np.zeros(len(mixes))
-        for number, mix in enumerate(mixes):
-            items, _, _ = top_k(candidates, mix_scores(candidates.log_prob_BC, select, mix), 10)
-            hit = items == target_B[:, None]
-            gain = 1 / torch.log2(torch.arange(items.shape[1]) + 2.0)
-            out[number] = float((hit * gain).sum())
-        return out
+    def _scores(self, generated: _Generated, weights: Weights) -> Tensor:
+        """(B, C) final scores of the generated items."""
+        candidates, select = generated.candidates, generated.select_BC
+        if select is not None and generated.guide is not None and weights.selection_memory > 0:
+            select = with_memory(select, candidates.item_BC, generated.guide, weights.selection_memory)
+        return mix_scores(candidates.log_prob_BC, select if weights.mix < 1 else None, weights.mix)
 
     # -- the catalogue, live ---------------------------------------------------------------------------------------
 

@@ -158,6 +158,12 @@ class Guide:
         at = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
         return torch.where(keys[at] == wanted, self._sums[depth][at], 0.0)
 
+    def items(self, item_BC: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C) memory of catalogue rows (0 for negative ones) and (B, 1) all that each history brings to mind."""
+        request = torch.arange(len(item_BC))[:, None]
+        told = self.amount(self.n_levels + 1, request.expand_as(item_BC), item_BC.clamp_min(0))
+        return torch.where(item_BC >= 0, told, 0.0), self.amount(0, request, torch.zeros_like(request))
+
     def mix(self, log_prob: Tensor, depth: int, request: Tensor, parent: Tensor, child: Tensor) -> Tensor:
         """(P,) log-probabilities of continuing `parent` (depth - 1) with `child` (depth), memory and model together."""
         whole = self.amount(depth - 1, request, parent)

@@ -4,13 +4,14 @@ A semantic ID may name several items. Its probability is shared among them by th
 already is a distribution over items: p(item) = p(SID) * p(item | SID). The selection head then scores the generated
 items, and only those, and the two are mixed:
 
-    score = mix * log p(item | context) + (1 - mix) * selection score
+    score = mix * log p(item | context) + (1 - mix) * log p_selection(item | generated items)
 
 Shapes: B requests, W beams, C candidate items of a request (padded with -1).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +96,19 @@ def expand(
     log_prob_BC[request, column] = log_prob
     beam_BC[request, column] = beam
     return Candidates(item_BC, log_prob_BC, beam_BC)
+
+
+def with_memory(select_BC: Tensor, item_BC: Tensor, guide: Guide, share: float) -> Tensor:
+    """(B, C) selection log-probabilities over the candidates with a share of the memory's; where it is silent, as they are.
+
+    Args:
+        select_BC: selection scores, -inf for padding.
+    """
+    log_prob_BC = torch.log_softmax(select_BC, dim=-1)
+    told_BC, whole_B1 = guide.items(item_BC)
+    told_BC = (told_BC / whole_B1.clamp_min(1e-300)).log().float() + math.log(share)
+    mixed_BC = torch.logaddexp(log_prob_BC + math.log1p(-share), told_BC)
+    return torch.where((whole_B1 > 0) & (item_BC >= 0), mixed_BC, log_prob_BC)
 
 
 def mix_scores(log_prob_BC: Tensor, select_BC: Tensor | None, mix: float) -> Tensor:

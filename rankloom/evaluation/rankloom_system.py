@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import torch
@@ -26,7 +28,7 @@ class RankloomSystem:
     ) -> None:
         self.name = "rankloom" if select else "rankloom-generator"
         self.model = model
-        self.select = select
+        self.weights = model.weights if select else replace(model.weights, mix=1.0)
         self.beam = beam
         self.quiet = quiet
         self.shop = shop
@@ -59,7 +61,7 @@ class RankloomSystem:
             ranking, _, _ = self.model.rank(
                 table, offsets[user], row, k=k, beam=max(k, self.beam or self.model.config.decoding.beam),
                 excluded=excluded_rows(own, asked, part) if mask_seen else None,
-                queries_at=row, user=user, surface=table.surface[row], mix=None if self.select else 1.0,
+                queries_at=row, user=user, surface=table.surface[row], weights=self.weights,
             )  # fmt: skip
             found = ranking.item_BK.numpy()
             out[part] = np.where(found >= 0, self.shop_item_of_row[np.maximum(found, 0)], -1)
@@ -68,6 +70,4 @@ class RankloomSystem:
 
 def translate(sequences: Sequences, row_of_shop_item: IntArray, n_rows: int) -> Sequences:
     """The same log in the model's catalogue rows."""
-    from dataclasses import replace
-
     return replace(sequences, item=row_of_shop_item[sequences.item], n_items=n_rows)
