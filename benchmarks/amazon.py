@@ -82,9 +82,9 @@ def main() -> int:
         key = {"dataset": name, "seed": seed}
         trained = bench.cell({**key, "part": "train"}, partial(train, source, args.folder, name, seed, bench.quick))
         print(f"{name}, seed {seed}: {trained}", flush=True)
-        systems = ["rankloom", "rankloom-generator", "rankloom-no-memory", "memory", "markov"]
+        systems = ["rankloom", "rankloom-generator", "memory", "markov"]
         if number == 0:
-            systems += ["popularity", "item-knn"] + ([f"rankloom-beam-{b}" for b in BEAMS] if args.beams else [])
+            systems += ["rankloom-no-memory", "popularity", "item-knn"] + ([f"rankloom-beam-{b}" for b in BEAMS] if args.beams else [])
         if not args.no_slow and not bench.quick:
             systems += ["sasrec-text"] + (["sasrec", "cascade"] if number == 0 else [])
         for system in systems:
