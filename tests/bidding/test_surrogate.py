@@ -96,7 +96,7 @@ def test_matching_moves_the_spreads_towards_what_was_won() -> None:
         found = play_day(ReplayMarket(built, budget_ratio=1e6), Fixed(multiplier_A)).judged_N
         return float(np.abs(np.log((found + 0.05) / (logged + 0.05))).mean())
 
-    assert error(5) < 0.5 * error(0)
+    assert error(5) < 0.6 * error(0)
     assert day.campaigns.n == SEATS
 
 

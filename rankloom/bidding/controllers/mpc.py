@@ -1,0 +1,242 @@
+"""Model-predictive control: predict the rest of the day, solve for the multiplier, bid it for one tick, predict again.
+
+Prediction. Scenarios of the ticks to come (mean prediction, prices, traffic) from Gaussian paths conditioned on the day so
+far, and the dimensionless response curves of `rankloom.bidding.curves`, corrected for each campaign by what it won so
+far against what the curves said it would.
+
+Solution. The multiplier that maximises the mean over scenarios of the Score at the day's end,
+
+    mean_k  V_k min{(C V_k / S_k)^gamma, 1},    V_k, S_k = value and spend so far + predicted rest, cut where the budget ends,
+
+over a grid of constant multipliers, refined by a parabola. Solving the CPA equation for a "CPA root" instead is a known trap: after a
+costly start it drops far below C, where no bid can worsen the CPA any more, and throws the day away.
+
+Kuaishou's own MPC is not published; this is our design after GRM (KDD 2026, arXiv 2605.27811: saturating monotone curves, receding
+horizon) and the lightweight MPC of arXiv 2603.07721 (isotonic curves, updated online). Decisions depend on the observation
+and the seed alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from rankloom.bidding.controllers.constant import anchor
+from rankloom.bidding.curves import TINY, MarketPrior
+from rankloom.bidding.protocol import N_TICKS, Campaigns, Decision, FloatArray, Observation
+
+SHIFTS: Final = (-6.0, 0.05, 200)  # first, step and number of the grid of log(C m / l)
+
+
+@dataclass(frozen=True)
+class MPCSettings:
+    """Chosen on rebuilt training days.
+
+    Attributes:
+        gamma: exponent of the Score that is maximised.
+        scenarios: how many futures, at least 2.
+        lowest, highest, points: grid of multipliers in units of the CPA target.
+        faith: conversions (and their price) that the curves weigh against a campaign's own record.
+    """
+
+    gamma: float = 2.0
+    scenarios: int = 48
+    lowest: float = 0.3
+    highest: float = 4.0
+    points: int = 53
+    faith: float = 4.0
+
+
+@dataclass(frozen=True)
+class _Forecast:
+    """Scenarios of the ticks to come, the coming one first; each (N, K, R)."""
+
+    p_mean_NKR: FloatArray
+    price_NKR: FloatArray
+    volume_NKR: FloatArray
+
+
+class MPC:
+    """Receding-horizon control towards the best expected Score; see the module's text.
+
+    Args:
+        prior: curves and paths; the package's by default, `MarketPrior.fit` makes one from your own log.
+    """
+
+    name = "mpc"
+
+    def __init__(self, settings: MPCSettings | None = None, prior: MarketPrior | None = None) -> None:
+        self.config = settings or MPCSettings()
+        self.prior = prior or MarketPrior.default()
+        self._normal = self._draws(0)
+        self._factor_A = np.geomspace(self.config.lowest, self.config.highest, self.config.points)
+        shift_H = SHIFTS[0] + SHIFTS[1] * np.arange(SHIFTS[2])
+        self._value_HA, self._cost_HA = self.prior.curves(np.asarray(shift_H[:, None] + np.log(self._factor_A)))
+
+    def start(self, campaigns: Campaigns, seed: int) -> None:
+        self._normal = self._draws(seed)
+
+    def _draws(self, seed: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Standard normal draws (K, T) for the three paths: a Latin hypercube, so that few scenarios cover the tails evenly."""
+        rng = np.random.default_rng((seed, 29))
+        count = self.config.scenarios
+        levels_K = ndtri((np.arange(count) + 0.5) / count)
+        levels_K /= levels_K.std()
+        p_mean, price, volume = rng.permuted(np.tile(levels_K, (3, N_TICKS, 1)), axis=2).swapaxes(1, 2)
+        return p_mean, price, volume
+
+    def decide(self, observation: Observation) -> Decision:
+        config, campaigns, history = self.config, observation.campaigns, observation.history
+        target_N = anchor(campaigns)
+        value_factor_N, cost_factor_N, errors = self._record(observation, target_N)
+        forecast = self._forecast(observation)
+        factor_A = self._factor_A
+        value_NKA, cost_NKA = self._rest(forecast, target_N)
+        value_NKA *= value_factor_N[:, None, None]
+        cost_NKA *= cost_factor_N[:, None, None]
+        spent_N, bought_N = history.spend_NT.sum(axis=1), history.value_NT.sum(axis=1)
+        payable_NKA = np.minimum(1.0, observation.remaining_N[:, None, None] / np.maximum(cost_NKA, TINY))
+        final_value_NKA = bought_N[:, None, None] + value_NKA * payable_NKA
+        final_cost_NKA = spent_N[:, None, None] + cost_NKA * payable_NKA
+        limit_N11 = campaigns.target_cpa_N[:, None, None]
+        kept_NKA = np.minimum(1.0, limit_N11 * final_value_NKA / np.maximum(final_cost_NKA, TINY))
+        score_NA = (final_value_NKA * kept_NKA**config.gamma).mean(axis=1)
+        place_N = _peak(score_NA)
+        step = np.log(factor_A[1] / factor_A[0])
+        multiplier_N = target_N * config.lowest * np.exp(step * place_N)
+
+        nearest_N = np.clip(np.round(place_N), 0, config.points - 1).astype(np.int64)
+
+        def at(table_NA: FloatArray, place_N: NDArray[np.int64]) -> FloatArray:
+            return np.take_along_axis(table_NA, place_N[:, None], axis=1)[:, 0]
+
+        # 10% more is this many grid points up
+        above_N = np.minimum(nearest_N + max(1, round(np.log(1.1) / step)), config.points - 1)
+        mean_cost_NA, mean_value_NA = final_cost_NKA.mean(axis=1), final_value_NKA.mean(axis=1)
+        ends_early_N = at((payable_NKA < 1.0).mean(axis=1), nearest_N)
+        penalised_N = at((kept_NKA < 1.0).mean(axis=1), above_N)
+        binding = tuple(
+            "budget" if early > 0.5 else ("cpa" if over > 0.25 else "none")
+            for early, over in zip(ends_early_N, penalised_N, strict=True)
+        )
+        return Decision(
+            multiplier_N,
+            binding,
+            planned_spend_NR=self._planned(forecast, multiplier_N, cost_factor_N, observation.remaining_N),
+            details={
+                "predicted_score": at(score_NA, nearest_N),
+                "predicted_value": at(mean_value_NA, nearest_N),
+                "predicted_cost": at(mean_cost_NA, nearest_N),
+                "score_at_10_percent_more": at(score_NA, above_N),
+                "value_at_10_percent_more": at(mean_value_NA, above_N),
+                "cost_at_10_percent_more": at(mean_cost_NA, above_N),
+                "probability_budget_ends": ends_early_N,
+                **errors,
+            },
+        )
+
+    def _record(
+        self, observation: Observation, target_N: FloatArray
+    ) -> tuple[FloatArray, FloatArray, dict[str, FloatArray]]:
+        """Corrections of the curves' value and cost (N,) by the campaign's own record, and the last tick's error."""
+        history = observation.history
+        n = observation.campaigns.n
+        if history.n_ticks == 0:
+            return np.ones(n), np.ones(n), {}
+        multiplier_NT, price_NT = history.multiplier_NT, history.least_winning_cost_NT
+        p_mean_NT = history.p_sum_NT / np.maximum(history.volume_NT, 1.0)
+        x_NT = multiplier_NT * p_mean_NT / np.maximum(price_NT, TINY)
+        value_NT, cost_NT = self.prior.curves(np.log(np.maximum(x_NT, TINY)))
+        counts_NT = (multiplier_NT > 0) & (price_NT > 0)
+        value_NT = np.where(counts_NT, value_NT * history.volume_NT * p_mean_NT, 0.0)
+        cost_NT = np.where(counts_NT, cost_NT * history.volume_NT * price_NT, 0.0)
+        found_value_NT = np.where(counts_NT, history.value_NT, 0.0)
+        found_cost_NT = np.where(counts_NT, history.spend_NT, 0.0)
+        faith = self.config.faith
+        value_factor_N = (found_value_NT.sum(axis=1) + faith) / (value_NT.sum(axis=1) + faith)
+        cost_factor_N = (found_cost_NT.sum(axis=1) + faith * target_N) / (cost_NT.sum(axis=1) + faith * target_N)
+        errors = {
+            "value_error": np.log((found_value_NT[:, -1] + 0.1) / (value_NT[:, -1] + 0.1)),
+            "cost_error": np.log((found_cost_NT[:, -1] + 0.1 * target_N) / (cost_NT[:, -1] + 0.1 * target_N)),
+        }
+        return np.clip(value_factor_N, 0.25, 4.0), np.clip(cost_factor_N, 0.25, 4.0), errors
+
+    def _forecast(self, observation: Observation) -> _Forecast:
+        history, n = observation.history, observation.campaigns.n
+        normal_p, normal_price, normal_volume = self._normal
+        p_mean_NT = history.p_sum_NT / np.maximum(history.volume_NT, 1.0)
+
+        def paths(prior: Any, known_NT: FloatArray, told_N: FloatArray | None, normal_KT: FloatArray) -> FloatArray:
+            if told_N is not None:
+                known_NT = np.concatenate([known_NT, told_N[:, None]], axis=1)
+            known = known_NT.shape[1]
+            log_NKR = prior.condition(known_NT)[:, None] + prior.residuals(known, normal_KT)
+            future_NKR: FloatArray = np.exp(log_NKR)
+            if told_N is None:
+                return future_NKR
+            now_NK1 = np.broadcast_to(told_N[:, None, None], (n, len(normal_KT), 1))
+            return np.concatenate([now_NK1, future_NKR], axis=2)
+
+        return _Forecast(
+            p_mean_NKR=paths(self.prior.p_mean, p_mean_NT, observation.p_mean_forecast_N, normal_p),
+            price_NKR=paths(self.prior.price, history.least_winning_cost_NT, None, normal_price),
+            volume_NKR=paths(self.prior.volume, history.volume_NT, observation.volume_forecast_N, normal_volume),
+        )
+
+    def _rest(self, forecast: _Forecast, scale_N: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Value and cost (N, K, A) of the ticks to come at each multiplier of the grid, were nothing to stop them.
+
+        The response of every tick is one curve, shifted by log(scale m / l). So the ticks of a scenario are first gathered, with
+        linear weights, on a grid of shifts (H); the sum of their curves at all multipliers is then one matrix product.
+        """
+        n, k, _ = forecast.volume_NKR.shape
+        value_NKR = forecast.volume_NKR * forecast.p_mean_NKR
+        money_NKR = forecast.volume_NKR * forecast.price_NKR
+        ratio_NKR = forecast.p_mean_NKR * scale_N[:, None, None] / np.maximum(forecast.price_NKR, TINY)
+        place_NKR = (np.log(np.maximum(ratio_NKR, TINY)) - SHIFTS[0]) / SHIFTS[1]
+        place_NKR = np.clip(place_NKR, 0.0, SHIFTS[2] - 1.000001)
+        left_NKR = place_NKR.astype(np.int64)
+        part_NKR = place_NKR - left_NKR
+        index = (np.arange(n * k).reshape(n, k, 1) * SHIFTS[2] + left_NKR).reshape(-1)
+        size = n * k * SHIFTS[2]
+
+        def gathered(weight_NKR: FloatArray) -> FloatArray:
+            right_NKR = weight_NKR * part_NKR
+            left = np.bincount(index, (weight_NKR - right_NKR).reshape(-1), minlength=size)
+            right = np.bincount(index + 1, right_NKR.reshape(-1), minlength=size)
+            return np.asarray(left + right, dtype=np.float64).reshape(n, k, SHIFTS[2])
+
+        return gathered(value_NKR) @ self._value_HA, gathered(money_NKR) @ self._cost_HA
+
+    def _planned(
+        self, forecast: _Forecast, multiplier_N: FloatArray, factor_N: FloatArray, remaining_N: FloatArray
+    ) -> FloatArray:
+        """(N, R) mean spend of each tick to come at this multiplier, within the budget."""
+        money_NKR = forecast.volume_NKR * forecast.price_NKR
+        x_NKR = multiplier_N[:, None, None] * forecast.p_mean_NKR / np.maximum(forecast.price_NKR, TINY)
+        spend_NR = (self.prior.curves(np.log(np.maximum(x_NKR, TINY)))[1] * money_NKR).mean(axis=1) * factor_N[:, None]
+        left_NR = np.minimum(np.cumsum(spend_NR, axis=1), remaining_N[:, None])
+        return np.diff(left_NR, axis=1, prepend=0.0)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return self.prior.arrays()
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self.config)
+
+
+def _peak(score_NA: FloatArray) -> FloatArray:
+    """(N,) place of each row's maximum, between grid points by the parabola through its neighbours."""
+    best_N = score_NA.argmax(axis=1)
+    last = score_NA.shape[1] - 1
+    rows = np.arange(len(best_N))
+    middle = score_NA[rows, best_N]
+    left, right = score_NA[rows, np.maximum(best_N - 1, 0)], score_NA[rows, np.minimum(best_N + 1, last)]
+    bend = left - 2 * middle + right
+    inside = (best_N > 0) & (best_N < last) & (bend < 0)
+    shift = np.where(inside, 0.5 * (left - right) / np.where(bend < 0, bend, -1.0), 0.0)
+    return np.asarray(best_N + np.clip(shift, -0.5, 0.5))
