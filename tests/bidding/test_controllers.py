@@ -66,11 +66,10 @@ def test_every_controller_answers_with_finite_multipliers_and_never_overspends(n
         result = play_day(plant, controller(name))
         assert (result.outcome.cost_N <= budget + 1e-6).all()
         assert len(result.decisions) == N_TICKS
-        for decision in result.decisions:
+        for tick, decision in enumerate(result.decisions):
             assert set(decision.binding) <= {"budget", "cpa", "none", "fallback"}
             if decision.planned_spend_NR is not None:
-                left = N_TICKS - result.decisions.index(decision)
-                assert decision.planned_spend_NR.shape == (3, left)
+                assert decision.planned_spend_NR.shape == (3, N_TICKS - tick)
                 assert (decision.planned_spend_NR >= -1e-9).all()
                 assert (decision.planned_spend_NR.sum(axis=1) <= budget + 1e-6).all()
 
