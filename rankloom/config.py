@@ -83,7 +83,8 @@ class AlignmentConfig(Section):
     """Collaborative alignment of item vectors (semantic/alignment.py; OneRec TR section on tokenizers)."""
 
     enabled: bool = True
-    pairs: tuple[Literal["cooccurrence", "swing"], ...] = ("swing", "cooccurrence")
+    pairs: tuple[Literal["cooccurrence", "swing", "target"], ...] = ("swing", "cooccurrence")
+    """Which items belong together: near in a history, alike by Swing, a taken item with the most alike one before it."""
     dim: int = Field(default=128, ge=4)
     epochs: int = Field(default=10, ge=0)
     batch_size: int = Field(default=512, ge=8)

@@ -1,7 +1,8 @@
-"""Item pairs from behaviour, for collaborative alignment: co-occurrence and Swing. Training rows only.
+"""Item pairs from behaviour, for collaborative alignment: co-occurrence, Swing and target pairs. Training rows only.
 
 Swing (OneRec TR's choice of item-item similarity): two items are close when users who share both share little else,
-sum over user pairs of 1 / (alpha + |common items of the two users|).
+sum over user pairs of 1 / (alpha + |common items of the two users|). Target pairs (OneRec TR, section on alignment): what a
+user took, with the most similar item among what the same user took just before.
 """
 
 from __future__ import annotations
@@ -70,6 +71,35 @@ def swing_pairs(
     total.setdiag(0)
     total.eliminate_zeros()
     return _top(total, top)
+
+
+def target_pairs(sequences: Sequences, similar: Pairs, *, latest: int = 10) -> Pairs:
+    """(i, j, weight): a taken item i and the one most similar to it among the user's `latest` before; weight is how often.
+
+    Args:
+        similar: the item-item similarity, such as `swing_pairs`; a target with no similar item before it makes no pair.
+    """
+    rows = np.flatnonzero((sequences.stage == TRAIN) & sequences.target)
+    user, item = sequences.user[rows], sequences.item[rows].astype(np.int64)
+    n = sequences.n_items
+    i, j, weight = similar
+    likeness = sparse.csr_matrix((weight, (i, j)), shape=(n, n))
+    best = np.zeros(len(item), dtype=np.float32)
+    partner = np.full(len(item), -1, dtype=np.int64)
+    for gap in range(1, min(latest, len(item) - 1) + 1):
+        same = np.flatnonzero(user[gap:] == user[:-gap]) + gap
+        if not len(same):
+            break
+        before = item[same - gap]
+        own = np.asarray(likeness[item[same], before], dtype=np.float32).ravel()
+        better = own > best[same]
+        best[same[better]], partner[same[better]] = own[better], before[better]
+    found = (partner >= 0) & (partner != item)
+    counts: Any = sparse.coo_matrix(
+        (np.ones(int(found.sum()), dtype=np.float32), (item[found], partner[found])), shape=(n, n)
+    ).tocsr()
+    coo = counts.tocoo()
+    return coo.row.astype(np.int64), coo.col.astype(np.int64), coo.data.astype(np.float32)
 
 
 def _top(matrix: sparse.csr_matrix, top: int) -> Pairs:

@@ -21,7 +21,7 @@ from rankloom.data.sequences import TRAIN, Sequences
 from rankloom.errors import RankloomError
 from rankloom.semantic.alignment import Aligner
 from rankloom.semantic.ids import SemanticIds, usage_report
-from rankloom.semantic.pairs import Pairs, cooccurrence_pairs, swing_pairs
+from rankloom.semantic.pairs import Pairs, cooccurrence_pairs, swing_pairs, target_pairs
 from rankloom.semantic.quantizers.base import CodeArray, FloatArray, Quantizer, reconstruction_errors
 from rankloom.semantic.quantizers.registry import load_quantizer, make_quantizer
 from rankloom.semantic.text import (
@@ -248,10 +248,14 @@ def _content(items: pl.DataFrame, config: Config, embedder: TextEmbedder | None)
 
 
 def _pairs(sequences: Sequences, config: Config) -> Pairs:
+    asked = config.alignment.pairs
+    swing = swing_pairs(sequences, seed=config.seed) if {"swing", "target"} & set(asked) else None
     parts = []
-    if "swing" in config.alignment.pairs:
-        parts.append(swing_pairs(sequences, seed=config.seed))
-    if "cooccurrence" in config.alignment.pairs:
+    if swing is not None and "swing" in asked:
+        parts.append(swing)
+    if swing is not None and "target" in asked:
+        parts.append(target_pairs(sequences, swing))
+    if "cooccurrence" in asked:
         parts.append(cooccurrence_pairs(sequences))
     # each source weighs the same, whatever its scale
     scaled = [(i, j, w / max(float(w.sum()), 1e-9)) for i, j, w in parts]

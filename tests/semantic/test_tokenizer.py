@@ -21,10 +21,10 @@ from rankloom.semantic import minilm
 from rankloom.semantic.alignment import Aligner
 from rankloom.semantic.hashed import HashedTextEmbedder, terms
 from rankloom.semantic.ids import SemanticIds, usage_report
-from rankloom.semantic.pairs import cooccurrence_pairs, swing_pairs
+from rankloom.semantic.pairs import cooccurrence_pairs, swing_pairs, target_pairs
 from rankloom.semantic.quantizers.kmeans import balanced_assignment, kmeans, nearest
 from rankloom.semantic.text import item_texts, latin_share, make_embedder, resolve_embedder, vector_column
-from rankloom.semantic.tokenizer import Tokenizer, dedup_codes
+from rankloom.semantic.tokenizer import Tokenizer, _pairs, dedup_codes
 
 
 def vectors(n: int = 200, d: int = 6, seed: int = 0) -> np.ndarray:
@@ -157,6 +157,25 @@ def test_cooccurrence_prefers_the_near() -> None:
     found = {(int(a), int(b)): float(w) for a, b, w in zip(i, j, weight, strict=True)}
     assert found[0, 1] > found[0, 2]
     assert found[0, 1] == found[1, 0]
+
+
+def test_target_pairs_take_the_most_alike_of_what_came_before() -> None:
+    similar = (np.array([3, 3, 2]), np.array([0, 1, 0]), np.array([0.2, 0.9, 0.4], np.float32))
+    lists = [[0, 1, 2, 3], [1, 0, 3], [0, 2], [3, 1, 0], [0] + [4] * 10 + [3]]
+    i, j, weight = target_pairs(log(lists, 5), similar)
+    # 3 meets 1 (0.9) before 0 (0.2) twice; 2 meets 0 twice; what comes later, or more than ten before, does not count
+    assert sorted(zip(i.tolist(), j.tolist(), weight.tolist(), strict=True)) == [(2, 0, 2.0), (3, 1, 2.0)]
+    assert len(target_pairs(log([[0], [1]], 5), similar)[0]) == 0
+
+
+def test_every_source_of_pairs_weighs_the_same(bazaar: Shop) -> None:
+    sequences = load_sequences(bazaar, Config.preset_config("tiny").data)
+    config = Config.preset_config("tiny").with_overrides(["alignment.pairs=[swing,target,cooccurrence]"])
+    weight = _pairs(sequences, config)[2]
+    sizes = [len(swing_pairs(sequences)[0])]
+    sizes += [len(target_pairs(sequences, swing_pairs(sequences))[0]), len(cooccurrence_pairs(sequences)[0])]
+    assert all(sizes)
+    np.testing.assert_allclose([part.sum() for part in np.split(weight, np.cumsum(sizes)[:-1])], 1, rtol=1e-3)
 
 
 QUICK = ["quantizer.vae_epochs=4", "quantizer.fsq_epochs=3", "quantizer.opq_iterations=2", "alignment.epochs=1"]
