@@ -183,6 +183,8 @@ class ModelConfig(Section):
     moe_first_dense: int = Field(default=2, ge=0)
     """Leading blocks that stay dense (OneRec-V2 section 4.4)."""
     max_history: int = Field(default=50, ge=1)
+    content: Literal["aligned", "both"] = "both"
+    """What the model reads of an item's text: the aligned vectors, or the vectors before alignment beside them."""
     item_embedding: bool = True
     """A learned vector per training item beside its SID and text in the context and in the selection head."""
     item_dropout: float = Field(default=0.2, ge=0, lt=1)
@@ -385,9 +387,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoding": {"beam": 32},
     },
     "small": {
-        "model": {"d_model": 128, "n_layers": 2, "n_heads": 4, "dropout": 0.3},
-        "selection": {"n_negatives": 2048, "full_softmax_limit": 4096},
-        "training": {"batch_tokens": 512, "max_epochs": 16, "eval_users": 8000, "patience": 4},
+        "model": {"d_model": 64, "n_layers": 2, "n_heads": 2, "ffn_mult": 2.0, "dropout": 0.3, "content": "aligned"},
+        "training": {
+            "batch_tokens": 1024,
+            "max_epochs": 20,
+            "eval_users": 4000,
+            "learning_rate": 2e-3,
+            "label_smoothing": 0.1,
+            "ema": 0.998,
+            "precision": "auto",
+        },
+        "decoding": {"normalise": "trie"},
     },
     # OneRec-V2 section 4.4, the 0.1B row
     "base": {

@@ -595,7 +595,7 @@ class Rankloom:
     def _refresh(self) -> None:
         """Rebuilds what depends on the catalogue."""
         ids = self.semantic_ids
-        content = model_content(self.tokenizer.content, self.tokenizer.aligned)
+        content = model_content(self.tokenizer.content, self.tokenizer.aligned, self.config.model.content)
         self.model.items.replace_catalogue(torch.from_numpy(ids.codes.astype(np.int64)), torch.from_numpy(content))
         self._trie = Trie.build(ids.codes, ids.codebook_sizes, ids.prior, rows=np.flatnonzero(self._alive))
         self._index = MaskIndex(self._trie, len(ids.codes))
@@ -688,10 +688,12 @@ class Rankloom:
         return out
 
 
-def model_content(content: NDArray[np.float32], aligned: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(I, D + A) what the model reads of an item beside its codes: content and aligned vectors."""
-    if content.shape == aligned.shape and np.array_equal(content, aligned):
-        return content
+def model_content(
+    content: NDArray[np.float32], aligned: NDArray[np.float32], kind: Literal["aligned", "both"]
+) -> NDArray[np.float32]:
+    """(I, A) or (I, D + A) what the model reads of an item beside its codes: aligned vectors, or content too."""
+    if kind == "aligned" or (content.shape == aligned.shape and np.array_equal(content, aligned)):
+        return aligned
     return np.concatenate([content, aligned], axis=1)
 
 
@@ -702,7 +704,7 @@ def build_model(config: Config, tokenizer: Tokenizer, *, n_trained: int) -> Lazy
         return LazyDecoder.from_config(
             config,
             codes_IQ=torch.from_numpy(tokenizer.semantic_ids.codes.astype(np.int64)),
-            content_IC=torch.from_numpy(model_content(tokenizer.content, tokenizer.aligned)),
+            content_IC=torch.from_numpy(model_content(tokenizer.content, tokenizer.aligned, config.model.content)),
             codebook_sizes=tokenizer.semantic_ids.codebook_sizes,
             n_trained=n_trained,
             text_dim=tokenizer.content.shape[1],

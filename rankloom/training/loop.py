@@ -30,7 +30,7 @@ from rankloom.progress import Progress
 from rankloom.training.batches import SequenceBatches, TrainingBatch
 from rankloom.training.checkpoint import Position, load_checkpoint, load_weights, save_checkpoint
 from rankloom.training.objectives import Losses
-from rankloom.training.processor import resolve_precision
+from rankloom.training.processor import resolve_precision, return_freed_memory
 
 
 class Objective(Protocol):
@@ -165,6 +165,7 @@ class Trainer:
                     progress.advance(note=running.note(position))
                     if position.step % every == 0:
                         stop = self._evaluate(running)
+                        return_freed_memory()
                         running = _Running()
                         self._save()
                         saved = time.monotonic()
