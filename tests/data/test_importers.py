@@ -464,7 +464,7 @@ def test_a_mixed_clock_is_found_across_batches(tmp_path: Path, monkeypatch: pyte
     _, source = sources.write("csv", tmp_path / "source")
     with open(source / "events.csv", "a") as handle:
         handle.write("u1,A1,1767230000000,view\n")
-    with pytest.raises(RankloomError, match="is mixed: .* in ms") as caught:
+    with pytest.raises(RankloomError, match=r"is mixed: .* in ms") as caught:
         import_data("csv", source, tmp_path / "shop")
     assert "events.csv, row 26, column time" in str(caught.value.place)
     assert not (tmp_path / "shop").exists()

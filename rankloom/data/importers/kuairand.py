@@ -21,7 +21,7 @@ from rankloom.data.casting import Caster, refuse_missing
 from rankloom.data.importers import Importer, Job, Tables
 from rankloom.data.importers.tables import read_users
 from rankloom.data.mapping import Mapped
-from rankloom.data.reading import TableFile
+from rankloom.data.reading import Batch, TableFile
 from rankloom.errors import RankloomError
 
 _SIGNALS: Final = (
@@ -48,7 +48,7 @@ class Signals:
 
     def __call__(self) -> Iterator[pl.DataFrame]:
         for caster in self.casters:
-            for batch in caster.file.batches():
+            for batch in require_rows(caster.file):
                 events = caster(batch)
                 for column in ("user_id", "item_id", "timestamp"):
                     refuse_missing(events, column, caster, batch)
@@ -59,6 +59,22 @@ class Signals:
                         kinds.append((kind, flags(batch.frame[column], caster.file, batch.numbers)))
                 events = events.with_columns(watched.alias("watch_s"), pl.lit("feed").alias("surface"))
                 yield spread(events, kinds)
+
+
+def require_rows(file: TableFile) -> Iterator[Batch]:
+    """The batches of a file that must have rows: a dump with a header alone was cut.
+
+    Raises:
+        RankloomError: there are none.
+    """
+    empty = True
+    for batch in file.batches():
+        empty = False
+        yield batch
+    if empty:
+        raise RankloomError(
+            f"{file.path.name} has no rows", place=file.place(), action="download it again", code="file-empty"
+        )
 
 
 def flags(column: pl.Series, file: TableFile, numbers: Sequence[int]) -> pl.Series:

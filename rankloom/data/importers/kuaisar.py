@@ -18,7 +18,7 @@ import polars as pl
 from rankloom.data import catalogue, schema
 from rankloom.data.casting import Caster, refuse_missing
 from rankloom.data.importers import Importer, Job, Tables
-from rankloom.data.importers.kuairand import Signals, flags, pairs, require_columns, spread
+from rankloom.data.importers.kuairand import Signals, flags, pairs, require_columns, require_rows, spread
 from rankloom.data.importers.tables import read_users
 from rankloom.data.mapping import Mapped
 from rankloom.data.reading import TableFile
@@ -44,7 +44,7 @@ class Searches:
 
     def __call__(self) -> Iterator[pl.DataFrame]:
         seen: set[str] = set()
-        for batch in self.caster.file.batches():
+        for batch in require_rows(self.caster.file):
             events = self.caster(batch).with_columns(
                 batch.frame.select(words("keyword").alias("query")).to_series(),
                 pl.lit("search").alias("surface"), pl.lit(None, dtype=pl.Float64).alias("watch_s"),

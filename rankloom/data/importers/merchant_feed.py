@@ -20,8 +20,9 @@ import polars as pl
 
 from rankloom.data import catalogue, schema
 from rankloom.data.casting import Caster, category_path, price_micros
-from rankloom.data.importers import Importer, Job, Tables
+from rankloom.data.importers import SHOP_COLUMNS, Importer, Job, Tables
 from rankloom.data.importers.tables import EventLog, find_log
+from rankloom.data.mapping import check_explicit
 from rankloom.data.reading import TableFile, Utf8Stream, detect_encoding, require_file
 from rankloom.errors import RankloomError
 
@@ -280,6 +281,10 @@ class MerchantFeedImporter:
         exports = [] if job.source.is_file() or log is not None else [p for p in find_exports(job.source) if p != feed]
         if log is None:
             job.allow("item_id", "title", "description", "brand", "category", "price_micros", "user_id")
+        else:
+            job.allow(*SHOP_COLUMNS)
+            of_log = {shop: name for shop, name in job.mapping.items() if shop not in schema.ITEM_REQUIRED and shop not in schema.ITEM_OPTIONAL}
+            check_explicit(of_log, set(log.columns()), place=log.place())
         items = read_catalogue(feed, job)
         if log is not None:
             caster = Caster(log, schema.EVENTS, {own: name for own, name in job.mapping.items() if own != "title"})

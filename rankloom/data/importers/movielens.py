@@ -98,10 +98,13 @@ class MovieLensImporter:
 
         def table(name: str, names: tuple[str, ...], separator: str) -> TableFile:
             path = folder / name
-            return TableFile(path, "csv", _encoding(path, job), names, separator, quoted=False, notices=notices)
+            own = _encoding(path, job) if name == "u.item" else job.encoding
+            return TableFile(path, "csv", own, names, separator, quoted=False, notices=notices)
 
         def double(name: str, names: tuple[str, ...]) -> TableFile:
-            return DoubleColonFile(folder / name, "csv", _encoding(folder / name, job), names, notices=notices)
+            path = folder / name
+            own = _encoding(path, job) if name == "movies.dat" else job.encoding
+            return DoubleColonFile(path, "csv", own, names, notices=notices)
 
         def has(*names: str) -> bool:
             return all((folder / name).exists() for name in names)
