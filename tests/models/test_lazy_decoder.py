@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from rankloom.config import Config
 from rankloom.models.context import ContextBatch, gap_bucket, position_bucket, watch_bucket
-from rankloom.models.layers import GatedFFN, MixtureOfExperts, RMSNorm
+from rankloom.models.layers import GatedFFN, LazyCrossAttention, MixtureOfExperts, RMSNorm
 from rankloom.models.lazy_decoder import LazyDecoder
+from rankloom.training.batches import TrainingBatch
+from rankloom.training.objectives import NextItem
 from tests.decoding.test_beam import context, small_model
 
-# name, d_model, layers, heads, core parameters in billions (OneRec-V2 section 4.4)
+# billions in the paper's table, d_model, layers, heads, width of a sparse feature, core parameters in billions as
+# derived from the table's GFLOPs (OneRec-V2 section 4.4)
 PAPER = [
-    (640, 12, 10, 0.0885),
-    (896, 12, 14, 0.173),
-    (1408, 14, 11, 0.4996),
-    (1792, 18, 14, 1.040),
-    (2304, 22, 18, 2.10),
-    (2944, 26, 23, 4.06),
-    (3584, 34, 28, 7.86),
+    (0.1, 640, 12, 10, 32, 0.0885),
+    (0.2, 896, 12, 14, 45, 0.1734),
+    (0.5, 1408, 14, 11, 70, 0.4996),
+    (1, 1792, 18, 14, 90, 1.040),
+    (2, 2304, 22, 18, 115, 2.10),
+    (4, 2944, 26, 23, 147, 4.06),
+    (8, 3584, 34, 28, 179, 7.86),
 ]
 
 
@@ -36,15 +43,31 @@ def on_meta(**model: int) -> LazyDecoder:
         )
 
 
-@pytest.mark.parametrize(("d_model", "n_layers", "n_heads", "billions"), PAPER)
+@pytest.mark.parametrize(("name", "d_model", "n_layers", "n_heads", "feature", "billions"), PAPER)
 def test_parameter_counts_reproduce_the_papers_table(
-    d_model: int, n_layers: int, n_heads: int, billions: float
+    name: float, d_model: int, n_layers: int, n_heads: int, feature: int, billions: float
 ) -> None:
     model = on_meta(d_model=d_model, n_layers=n_layers, n_heads=n_heads)
-    assert model.n_core_parameters() / 1e9 == pytest.approx(billions, rel=0.01)
+    core = model.n_core_parameters() / 1e9
+    assert core == pytest.approx(billions, rel=0.002)
+    assert round(core, 1 if name < 1 else 0) == name
+    # W_q, W_o; W_qkv, W_o; three FFN matrices of 4 d^2
+    assert model.n_core_parameters() == n_layers * 18 * d_model**2
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert abs(model.context.kind.embedding_dim - feature) <= 1
 
 
-def test_the_mixture_of_experts_has_four_billion() -> None:
+def test_the_base_preset_is_the_first_row_of_the_table() -> None:
+    config = Config.preset_config("base")
+    _, d_model, n_layers, n_heads, _, _ = PAPER[0]
+    assert (config.model.d_model, config.model.n_layers, config.model.n_heads) == (d_model, n_layers, n_heads)
+    assert config.quantizer.codebook_sizes == (8192, 8192, 8192)
+    assert config.training.learning_rate == 5e-4
+    assert config.decoding.beam == 512
+    assert (config.model.l_kv, config.model.s_kv, config.model.g_kv) == (1, 1, None)
+
+
+def test_the_mixture_of_experts_has_four_billion_and_runs_half_a_billion() -> None:
     model = on_meta(
         d_model=1408,
         n_layers=14,
@@ -55,7 +78,134 @@ def test_the_mixture_of_experts_has_four_billion() -> None:
         moe_expert_hidden=1408,
         moe_first_dense=2,
     )
-    assert model.n_core_parameters() / 1e9 == pytest.approx(4.07, rel=0.01)
+    assert model.n_core_parameters() / 1e9 == pytest.approx(4.07, rel=0.002)
+    kinds = [type(block.ffn) for block in model.lazy_blocks()]
+    assert kinds == [GatedFFN] * 2 + [MixtureOfExperts] * 12
+    routed = sum(
+        p.numel() for block in model.lazy_blocks()[2:] for p in block.ffn.experts.parameters()  # type: ignore[union-attr]
+    )
+    active = model.n_core_parameters() - routed * (53 - 3) // 53
+    # the dense 0.5B row spends the same
+    assert active == on_meta(d_model=1408, n_layers=14, n_heads=11).n_core_parameters()
+
+
+@pytest.mark.parametrize(("l_kv", "s_kv", "g_kv"), [(1, 1, None), (1, 2, None), (3, 1, 2), (6, 2, 1)])
+def test_the_context_has_exactly_the_shared_keys_and_values(l_kv: int, s_kv: int, g_kv: int | None) -> None:
+    model = small_model(d_model=24, n_heads=6, n_layers=6, l_kv=l_kv, s_kv=s_kv, **({"g_kv": g_kv} if g_kv else {}))
+    groups = g_kv or 6
+    batch = context([5])
+    kv = model.context(batch, model.items(batch.item_BT))
+    assert len(kv.keys) == len(kv.values) == l_kv
+    # null element and five interactions
+    assert all(k.shape == v.shape == (1, groups, 6, 4) for k, v in zip(kv.keys, kv.values, strict=True))
+    assert all((k.data_ptr() == v.data_ptr()) == (s_kv == 1) for k, v in zip(kv.keys, kv.values, strict=True))
+    # d_context = S_kv L_kv G_kv d_head
+    assert model.context.null.shape == (s_kv * l_kv * groups * 4,)
+    assert [block.kv_set for block in model.lazy_blocks()] == [layer * l_kv // 6 for layer in range(6)]
+    # each chunk is normed on its own
+    for tensor in (*kv.keys, *kv.values):
+        flat = tensor.transpose(1, 2).reshape(1, 6, -1)
+        assert flat.square().mean(-1).allclose(torch.ones(1, 6), atol=0.01)
+    # the context's only parameters: features, pathways, the null element, one norm a chunk
+    names = {name.split(".")[0] for name, _ in model.context.named_parameters()}
+    features = {"kind", "watch", "gap", "surface", "position", "user"}
+    assert names - features == {"history_path", "query_path", "user_path", "null", "key_norms"} | (
+        {"value_norms"} if s_kv == 2 else set()
+    )
+
+
+@torch.no_grad()
+def test_a_block_is_cross_attention_then_self_attention_then_ffn_each_normed_before_and_added() -> None:
+    model = small_model(n_layers=1)
+    block = model.lazy_blocks()[0]
+    calls: list[str] = []
+    seen: dict[str, torch.Tensor] = {}
+    for name in ("cross_norm", "cross", "self_norm", "self_attention", "ffn_norm", "ffn"):
+        def note(module: torch.nn.Module, inputs: Any, output: torch.Tensor, name: str = name) -> None:
+            calls.append(name)
+            seen[f"{name} in"], seen[name] = inputs[0], output
+
+        getattr(block, name).register_forward_hook(note)
+    batch = context([4])
+    target = torch.zeros(1, 4, dtype=torch.bool)
+    target[0, 3] = True
+    codes = torch.tensor([[1, 2, 3]])
+    out = model(batch, target, codes, torch.zeros_like(batch.item_BT))
+    assert calls == ["cross_norm", "cross", "self_norm", "self_attention", "ffn_norm", "ffn"]
+    start = seen["cross_norm in"]
+    # BOS (with its surface) and the codes before the last
+    expected = torch.stack(
+        [model.bos + model.surface.weight[0], *(model.code_inputs[level].weight[codes[0, level]] for level in (0, 1))]
+    )
+    torch.testing.assert_close(start[0], expected)
+    torch.testing.assert_close(seen["cross in"][0, 3], seen["cross_norm"][0])
+    after_cross = start + seen["cross"][0, 3]
+    torch.testing.assert_close(seen["self_norm in"], after_cross)
+    after_self = after_cross + seen["self_attention"]
+    torch.testing.assert_close(seen["ffn_norm in"], after_self)
+    torch.testing.assert_close(out, after_self + seen["ffn"])
+
+
+@torch.no_grad()
+def test_each_code_has_a_norm_and_a_head_of_its_own() -> None:
+    model = small_model()
+    hidden = torch.randn(2, 3, model.config.d_model)
+    for level in range(3):
+        norm = hidden[:, level] * hidden[:, level].square().mean(-1, keepdim=True).add(1e-6).rsqrt()
+        expected = (norm * model.head_norms[level].gain) @ model.heads[level].weight.T
+        torch.testing.assert_close(model.code_logits(hidden, level), expected)
+    assert len({id(head.weight) for head in model.heads}) == 3
+    assert [head.weight.shape[0] for head in model.heads] == list(model.codebook_sizes)
+
+
+@torch.no_grad()
+def test_lazy_cross_attention_equals_a_loop_over_heads_and_targets() -> None:
+    torch.manual_seed(0)
+    layer = LazyCrossAttention(12, n_heads=6, g_kv=2, max_history=5)
+    layer.recency.normal_()
+    x, k, v = torch.randn(2, 3, 2, 12), torch.randn(2, 2, 7, 2), torch.randn(2, 2, 7, 2)
+    rank, visible = torch.randint(0, 6, (2, 3, 7)), torch.rand(2, 3, 7) < 0.6
+    visible[..., 0] = True
+    got = layer(x, k, v, rank, visible)
+    for b in range(2):
+        for t in range(3):
+            for code in range(2):
+                q = (layer.query.weight @ x[b, t, code]).view(6, 2)
+                mixed = []
+                for head in range(6):
+                    group = head // 3
+                    scores = k[b, group] @ q[head] / 2**0.5 + layer.recency[head, rank[b, t]]
+                    mixed.append(scores.masked_fill(~visible[b, t], float("-inf")).softmax(0) @ v[b, group])
+                torch.testing.assert_close(got[b, t, code], layer.out.weight @ torch.cat(mixed), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_decoders_work_grows_with_the_context_by_the_attention_scores_alone() -> None:
+    model = small_model(max_history=100)
+
+    def flops(places: int) -> int:
+        prefix = model.prefill(context([places]))
+        with FlopCounterMode(display=False) as counter:
+            logits, cache = model.step(prefix, 0, None, None)
+            cache = model.reorder(cache, torch.zeros(1, 4, dtype=torch.long))
+            model.step(prefix, 1, logits[:, 0].topk(4).indices, cache)
+        return counter.get_total_flops()
+
+    dim, layers, rows = model.config.d_model, model.config.n_layers, 1 + 4
+    # scores and mixing, 2 dim operations each per row, layer and element
+    assert flops(60) - flops(20) == 40 * layers * rows * 2 * (2 * dim)
+    assert flops(20) < flops(60)
+
+
+@torch.no_grad()
+def test_a_context_grows_by_appending() -> None:
+    model = small_model()
+    longer = context([6])
+    names = ("item_BT", "kind_BT", "watch_BT", "gap_BT", "surface_BT", "position_BT")
+    shorter = ContextBatch(*(getattr(longer, name)[:, :4] for name in names), length_B=torch.tensor([4]))
+    whole = model.context(longer, model.items(longer.item_BT))
+    part = model.context(shorter, model.items(shorter.item_BT))
+    torch.testing.assert_close(whole.keys[0][:, :, :5], part.keys[0])
 
 
 def test_cross_attention_has_no_key_or_value_projection() -> None:
@@ -64,14 +214,78 @@ def test_cross_attention_has_no_key_or_value_projection() -> None:
 
 
 @torch.no_grad()
-def test_context_elements_never_look_at_each_other() -> None:
-    model = small_model()
+@pytest.mark.parametrize("changes", ["item_BT", "kind_BT", "watch_BT", "gap_BT", "surface_BT", "position_BT", "query", "user"])
+def test_context_elements_never_look_at_each_other(changes: str) -> None:
+    model = small_model(l_kv=2, s_kv=2)
     batch = context([5])
+    batch.query_BQD, batch.query_from_BQ = torch.randn(1, 2, 7), torch.tensor([[1, 4]])
+    batch.user_BF = torch.tensor([[3, 9]])
     before = model.context(batch, model.items(batch.item_BT))
-    batch.item_BT[0, 2] = (batch.item_BT[0, 2] + 1) % 60
+    # null element, five interactions, the user, two queries
+    if changes == "query":
+        batch.query_BQD[0, 1] += 1
+        element = 8
+    elif changes == "user":
+        batch.user_BF[0, 1] = 10
+        element = 6
+    else:
+        getattr(batch, changes)[0, 2] += 1
+        element = 3
     after = model.context(batch, model.items(batch.item_BT))
-    changed = (before.keys[0] != after.keys[0]).any(-1).any(1)[0]
-    assert changed.nonzero()[:, 0].tolist() == [3]  # the null element comes first
+    for old, new in zip([*before.keys, *before.values], [*after.keys, *after.values], strict=True):
+        assert (old != new).any(-1).any(1)[0].nonzero()[:, 0].tolist() == [element]
+
+
+@torch.no_grad()
+def test_a_query_and_static_features_reach_the_request_that_has_them_and_no_other() -> None:
+    model = small_model()
+    never = torch.iinfo(torch.int32).max
+
+    def logits(**change: Any) -> torch.Tensor:
+        batch = context([3, 3])
+        batch.query_BQD, batch.query_from_BQ = torch.ones(2, 1, 7), torch.tensor([[3], [never]])
+        batch.user_BF = torch.tensor([[3, 9], [0, 0]])
+        for name, value in change.items():
+            setattr(batch, name, value)
+        return model.start(model.prefill(batch))[0]
+
+    base = logits()
+    other_query = logits(query_BQD=torch.full((2, 1, 7), 2.0))
+    other_user = logits(user_BF=torch.tensor([[3, 10], [0, 0]]))
+    for moved in (other_query, other_user):
+        assert not torch.equal(moved[0], base[0])
+        assert torch.equal(moved[1], base[1])
+    # without any of it, the second request is what a batch without queries and users gives
+    plain = model.start(model.prefill(context([3, 3])))[0]
+    torch.testing.assert_close(plain[1], base[1])
+    on_search = model.start(model.prefill(context([3, 3]), torch.tensor([1, 0])))[0]
+    assert not torch.equal(on_search[0], plain[0])
+
+
+@torch.no_grad()
+def test_only_the_last_interactions_are_visible_as_when_served() -> None:
+    model = small_model(max_history=3)
+    batch = context([6])
+    base = model.start(model.prefill(batch))[0]
+    batch.item_BT[0, 2] = (batch.item_BT[0, 2] + 1) % 60
+    assert torch.equal(model.start(model.prefill(batch))[0], base)
+    batch.item_BT[0, 3] = (batch.item_BT[0, 3] + 1) % 60
+    assert not torch.equal(model.start(model.prefill(batch))[0], base)
+
+
+def test_the_loss_is_the_mean_over_codes() -> None:
+    config = Config.preset_config("tiny").with_overrides(["selection.enabled=false"])
+    model = small_model()
+    batch = context([4])
+    target = torch.ones(1, 4, dtype=torch.bool)
+    item = batch.item_BT[0]
+    training = TrainingBatch(batch, target, item, torch.zeros_like(batch.item_BT))
+    losses = NextItem(config, torch.ones(60)).forward(model, training, torch.Generator())
+    codes = model.items.codes_IQ[item]
+    hidden = model(batch, target, codes, training.surface_BT)
+    by_hand = [F.cross_entropy(model.code_logits(hidden, level), codes[:, level]) for level in range(3)]
+    torch.testing.assert_close(losses.generation, sum(by_hand).detach() / 3)
+    assert losses.total == losses.generation
 
 
 @torch.no_grad()
@@ -137,6 +351,39 @@ def test_expert_bias_moves_routing_and_never_the_gate() -> None:
     assert not same.all()
     torch.testing.assert_close(gate[same], moved_gate[same])
     torch.testing.assert_close(gate.sum(1), torch.ones(40))
+
+
+@torch.no_grad()
+def test_a_mixture_is_its_shared_experts_and_its_gated_top_k() -> None:
+    torch.manual_seed(0)
+    layer = MixtureOfExperts(8, n_experts=5, top_k=2, n_shared=2, hidden=6).eval()
+    layer.route_bias.copy_(torch.tensor([0.0, 3.0, 0.0, -3.0, 0.0]))
+    x = torch.randn(2, 7, 8)
+    got = layer(x).view(-1, 8)
+    for row, own in enumerate(x.view(-1, 8)):
+        affinity = torch.sigmoid(layer.router.weight @ own)
+        chosen = (affinity + layer.route_bias).topk(2).indices.tolist()
+        # the bias decides who works, and not how much it counts
+        assert 1 in chosen
+        assert 3 not in chosen
+        gate = affinity[chosen] / affinity[chosen].sum()
+        expected = sum(expert(own) for expert in layer.shared)
+        expected = expected + sum(g * layer.experts[e](own) for g, e in zip(gate, chosen, strict=True))
+        torch.testing.assert_close(got[row], expected, rtol=1e-4, atol=1e-5)
+    assert not layer.load.any()  # only training counts
+
+
+def test_balancing_moves_each_bias_one_step_against_its_load_and_no_gradient_reaches_it() -> None:
+    layer = MixtureOfExperts(4, n_experts=3, top_k=1, n_shared=0, hidden=4, bias_step=0.5)
+    layer.load.copy_(torch.tensor([6.0, 3.0, 0.0]))
+    share = layer.balance()
+    assert share.tolist() == pytest.approx([2 / 3, 1 / 3, 0])
+    assert layer.route_bias.tolist() == [-0.5, 0.0, 0.5]
+    assert not layer.load.any()
+    assert layer.balance().tolist() == [0, 0, 0]
+    assert layer.route_bias.tolist() == [-0.5, 0.0, 0.5]
+    assert "route_bias" not in dict(layer.named_parameters())
+    assert "route_bias" in layer.state_dict()
 
 
 def test_balancing_evens_the_load() -> None:
