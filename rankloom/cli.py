@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rankloom.bidding.cli import app as bidding
 from rankloom.errors import RankloomError
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(bidding)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 K = Annotated[int, typer.Option("--k", help="How many items.")]
 FilterOption = Annotated[

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import polars as pl
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,11 +29,12 @@ from rankloom.errors import RankloomError
 from rankloom.recommender import HistoryEvent, Rankloom
 from rankloom.recommender import Request as ModelRequest
 from rankloom.serving.describe import describe_prefixes
+from rankloom.serving.http import CSP
+from rankloom.serving.http import problem as _problem
 from rankloom.serving.state import EventStore, StoredEvent
 
 _HERE = Path(__file__).parent
 _MAX_BODY = 2_000_000
-_CSP = "default-src 'self'; style-src 'self'; script-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
 
 
 class _Body(BaseModel):
@@ -117,7 +118,7 @@ def create_app(model: Rankloom, *, state_path: Path | None = None, api_key: str 
                 401, "key-missing", "this server needs an API key", action="send it in the header X-Api-Key"
             )
         response: Response = await call_next(request)
-        response.headers["Content-Security-Policy"] = _CSP
+        response.headers["Content-Security-Policy"] = CSP
         response.headers["X-Content-Type-Options"] = "nosniff"
         metrics["requests_total"] += 1
         metrics[f"responses_{response.status_code}"] += 1
@@ -285,19 +286,3 @@ def _card(model: Rankloom, item_id: str) -> dict[str, Any]:
         "item_id": item_id, "title": own["title"], "category": own.get("category") or [],
         "price": None if price is None else price / 1e6, "duration_s": own.get("duration_s"),
     }  # fmt: skip
-
-
-def _problem(
-    status: int,
-    code: str,
-    message: str,
-    *,
-    field: str | None = None,
-    value: str | None = None,
-    action: str | None = None,
-) -> JSONResponse:
-    """The one error format."""
-    body = {"code": code, "message": message, "field": field, "value": value, "action": action}
-    return JSONResponse(
-        {name: own for name, own in body.items() if own is not None}, status, media_type="application/problem+json"
-    )

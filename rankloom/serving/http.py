@@ -1,0 +1,62 @@
+"""What the HTTP faces share: a listening socket, the rule about keys, the one error format."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from fastapi.responses import JSONResponse
+
+from rankloom.errors import RankloomError
+
+CSP = "default-src 'self'; style-src 'self'; script-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+
+
+def key_for(host: str) -> str | None:
+    """The key of RANKLOOM_API_KEY.
+
+    Raises:
+        RankloomError: a public address without one.
+    """
+    api_key = os.environ.get("RANKLOOM_API_KEY")
+    if host not in ("127.0.0.1", "localhost", "::1") and not api_key:
+        raise RankloomError(
+            f"refusing to listen on {host} without a key",
+            place="--host",
+            action="set RANKLOOM_API_KEY, or listen on 127.0.0.1",
+            code="key-needed",
+        )
+    return api_key or None
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise RankloomError(
+            f"cannot listen on {host}:{port}: {error.strerror}",
+            place="--port",
+            action="choose another --port, or 0 for a free one",
+            code="port-taken",
+        ) from None
+    return listener
+
+
+def problem(
+    status: int,
+    code: str,
+    message: str,
+    *,
+    field: str | None = None,
+    value: str | None = None,
+    action: str | None = None,
+) -> JSONResponse:
+    """The one error format."""
+    body = {"code": code, "message": message, "field": field, "value": value, "action": action}
+    return JSONResponse(
+        {name: own for name, own in body.items() if own is not None}, status, media_type="application/problem+json"
+    )
