@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import torch
+from torch import Tensor
 
 from rankloom.data.sequences import Cases, Sequences
 from rankloom.data.shop import Shop
 from rankloom.evaluation.systems import FloatArray, IntArray
-from rankloom.pipeline import excluded_rows, feature_table
+from rankloom.pipeline import feature_table
 from rankloom.progress import track
 from rankloom.recommender import Rankloom
 
@@ -49,7 +50,6 @@ class RankloomSystem:
 
     def rank(self, sequences: Sequences, cases: Cases, k: int, *, mask_seen: bool) -> IntArray:
         own = translate(sequences, self.row_of_shop_item, len(self.shop_item_of_row))
-        asked = Cases(cases.user, cases.row, self.row_of_shop_item[cases.target])
         table = feature_table(own, self.model.tokenizer, self.shop)
         out = np.full((len(cases), k), -1, dtype=np.int32)
         size = 64
@@ -60,7 +60,7 @@ class RankloomSystem:
             user = torch.from_numpy(cases.user[part]).long()
             ranking, _, _ = self.model.rank(
                 table, offsets[user], row, k=k, beam=max(k, self.beam or self.model.config.decoding.beam),
-                excluded=excluded_rows(own, asked, part) if mask_seen else None,
+                excluded=_seen_rows(own, cases, part) if mask_seen else None,
                 queries_at=row, user=user, surface=table.surface[row], weights=self.weights,
             )  # fmt: skip
             found = ranking.item_BK.numpy()
@@ -71,3 +71,11 @@ class RankloomSystem:
 def translate(sequences: Sequences, row_of_shop_item: IntArray, n_rows: int) -> Sequences:
     """The same log in the model's catalogue rows."""
     return replace(sequences, item=row_of_shop_item[sequences.item], n_items=n_rows)
+
+
+def _seen_rows(sequences: Sequences, cases: Cases, part: slice) -> list[Tensor]:
+    """Per case every item of its history, the target too where the person has seen it before (see `seen_pairs`)."""
+    return [
+        torch.from_numpy(np.unique(sequences.item[sequences.offsets[user] : row]).astype(np.int64))
+        for user, row in zip(cases.user[part], cases.row[part], strict=True)
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rankloom.data.sequences import TRAIN, Cases, Sequences
@@ -23,7 +24,7 @@ class System(Protocol):
         ...
 
     def rank(self, sequences: Sequences, cases: Cases, k: int, *, mask_seen: bool) -> IntArray:
-        """(C, k) items, best first, -1 where fewer; with `mask_seen` none of the case's history."""
+        """(C, k) items, best first, -1 where fewer; with `mask_seen` nothing of the case's history."""
         ...
 
 
@@ -43,8 +44,7 @@ class ScoringSystem:
             part = slice(begin, begin + self.block)
             scores = self.scores(sequences, cases, part)
             if mask_seen:
-                place, item = history_pairs(sequences, cases, part)
-                scores[place, item] = -np.inf
+                scores[seen_pairs(sequences, cases, part)] = -np.inf
             out[part] = top_items(scores, k)
         return out
 
@@ -52,7 +52,7 @@ class ScoringSystem:
 def top_items(scores: FloatArray, k: int) -> IntArray:
     """(B, k) best columns; ties go to the lower item number; -1 where the score is -inf."""
     width = min(k, scores.shape[1])
-    best = np.argpartition(-scores, width - 1, axis=1)[:, :width]
+    best = torch.topk(torch.from_numpy(scores), width, dim=1).indices.numpy()
     # the cut at k may split ties arbitrarily: take every item at the boundary score, then sort exactly
     floor = np.take_along_axis(scores, best, 1).min(1)
     out = np.full((len(scores), k), -1, dtype=np.int32)
@@ -60,23 +60,29 @@ def top_items(scores: FloatArray, k: int) -> IntArray:
     simple = ties == width
     order = np.lexsort((best[simple], -np.take_along_axis(scores[simple], best[simple], 1)), axis=1)
     out[simple, :width] = np.take_along_axis(best[simple], order, 1)
-    for row in np.flatnonzero(~simple):
-        items = np.flatnonzero(scores[row] >= floor[row])
-        out[row, :width] = items[np.argsort(-scores[row, items], kind="stable")][:width]
+    tied = np.flatnonzero(~simple)
+    row, item = np.nonzero(scores[tied] >= floor[tied, None])
+    order = np.lexsort((item, -scores[tied][row, item], row))
+    first = np.cumsum(ties[tied]) - ties[tied]
+    place = np.arange(len(row)) - np.repeat(first, ties[tied])
+    kept = order[place < width]
+    out[tied, :width] = item[kept].reshape(len(tied), width)
     values = np.take_along_axis(scores, np.maximum(out[:, :width], 0), 1)
     out[:, :width][np.isneginf(values)] = -1
     return out
 
 
-def history_pairs(sequences: Sequences, cases: Cases, part: slice) -> tuple[NDArray[np.int64], IntArray]:
-    """(case within the part, item) of every history interaction that is not the case's own target."""
+def seen_pairs(sequences: Sequences, cases: Cases, part: slice) -> tuple[NDArray[np.int64], IntArray]:
+    """(case within the part, item) of every history interaction.
+
+    A target that the person has seen before is among them: leaving it out of the mask would tell which of the seen items
+    is the answer. Where seen items are masked, such a case is a miss for everybody.
+    """
     start = sequences.offsets[cases.user[part]]
     length = cases.row[part] - start
     place = np.repeat(np.arange(len(length)), length)
     rows = np.repeat(start, length) + np.arange(len(place)) - np.repeat(np.cumsum(length) - length, length)
-    item = sequences.item[rows]
-    other = item != cases.target[part][place]
-    return place[other], item[other]
+    return place, sequences.item[rows]
 
 
 def training_counts(sequences: Sequences) -> NDArray[np.int64]:
