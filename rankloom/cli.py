@@ -172,10 +172,8 @@ def evaluate(
     from rankloom.data.shop import Shop
     from rankloom.evaluation.evaluate import evaluate as run
     from rankloom.evaluation.evaluate import text_table
-    from rankloom.evaluation.floors import ItemKNN, Markov, Popularity
     from rankloom.evaluation.rankloom_system import RankloomSystem
-    from rankloom.evaluation.sasrec import SASRec
-    from rankloom.evaluation.systems import System
+    from rankloom.evaluation.suite import suite
     from rankloom.files import write_json
     from rankloom.recommender import Rankloom
 
@@ -190,10 +188,7 @@ def evaluate(
     first = RankloomSystem(own, opened, beam=beam)
     if first.added:
         say(f"{first.added:,} items are new to the model; they got semantic IDs from its frozen tokenizer")
-    systems: list[System] = [first, RankloomSystem(own, opened, select=False, beam=beam)]
-    if baselines:
-        systems += [Popularity(), Markov(), ItemKNN(), SASRec(use_text=True)]
-    content = own.tokenizer.content[first.row_of_shop_item]
+    systems, content = suite(first, opened, sequences, baselines="all" if baselines else "none")
     result = run(systems, sequences, content, EvaluationConfig(), seed=own.config.seed, max_cases=max_users, say=say)
     if out is not None:
         write_json(out, result.to_json())
@@ -273,9 +268,8 @@ def demo(
     from rankloom.data.shop import Shop
     from rankloom.evaluation.evaluate import evaluate as run
     from rankloom.evaluation.evaluate import text_table
-    from rankloom.evaluation.floors import ItemKNN, Markov, Popularity
     from rankloom.evaluation.rankloom_system import RankloomSystem
-    from rankloom.evaluation.systems import System
+    from rankloom.evaluation.suite import suite
     from rankloom.files import write_json
     from rankloom.recommender import Rankloom
     from rankloom.simulation.bazaar import generate_bazaar
@@ -298,11 +292,9 @@ def demo(
     own = Rankloom.from_pretrained(model_path)
     shop = Shop.open(shop_path)
     sequences = load_sequences(shop, own.config.data)
-    systems: list[System] = [
-        RankloomSystem(own, shop), RankloomSystem(own, shop, select=False), Popularity(), Markov(), ItemKNN(),
-    ]  # fmt: skip
+    systems, content = suite(RankloomSystem(own, shop), shop, sequences, baselines="quick")
     result = run(
-        systems, sequences, None, EvaluationConfig(bootstrap=200, max_cases_per_user=2), max_cases=600, say=say
+        systems, sequences, content, EvaluationConfig(bootstrap=200, max_cases_per_user=2), max_cases=600, say=say
     )
     write_json(folder / "evaluation.json", result.to_json())
     print(text_table(result))
