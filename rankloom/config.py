@@ -221,6 +221,8 @@ class MemoryConfig(Section):
     enabled: bool = True
     share: float | None = Field(default=None, ge=0, lt=1)
     """Weight of the memory where it has something to say; None is chosen on validation."""
+    training_share: float = Field(default=0.4, ge=0, lt=1)
+    """Weight of the memory of other people in the losses, so that the model learns what the memory does not tell."""
     top: int = Field(default=256, ge=1)
     """Entries kept per item."""
 

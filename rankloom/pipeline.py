@@ -27,7 +27,7 @@ from rankloom.config import Config
 from rankloom.data import schema
 from rankloom.data.sequences import TRAIN, VALID, Cases, Sequences, load_sequences
 from rankloom.data.shop import Shop
-from rankloom.decoding.memory import BehaviourMemory
+from rankloom.decoding.memory import BehaviourMemory, told_without_oneself
 from rankloom.errors import RankloomError
 from rankloom.files import atomic_file, read_json, sha256_file, write_json
 from rankloom.progress import track
@@ -123,6 +123,7 @@ def _train(
         supervise=config.training.supervise,
         rank=rank,
         world_size=world,
+        told_E=told_of_targets(sequences) if config.memory.enabled and config.memory.training_share > 0 else None,
     )
     if batches.n_targets == 0:
         raise RankloomError(
@@ -134,6 +135,11 @@ def _train(
     softmax = (
         TrieSoftmax(model.items.codes_IQ, model.codebook_sizes) if config.decoding.normalise == "trie" else None
     )
+    memory = (
+        BehaviourMemory.fit(sequences.user[trained], sequences.item[trained], items.height, top=config.memory.top)
+        if config.memory.enabled
+        else None
+    )
     validation = Validation(
         sequences,
         table,
@@ -142,6 +148,8 @@ def _train(
         mask_seen=mask_seen,
         seed=config.seed,
         softmax=softmax,
+        memory=memory,
+        memory_share=config.memory.training_share,
     )
     counts = torch.from_numpy(np.bincount(sequences.item[trained], minlength=items.height))
     trainer = Trainer(
@@ -172,11 +180,7 @@ def _train(
         items=items,
         histories=histories_table(shop, sequences, config),
         mask_seen=mask_seen,
-        memory=BehaviourMemory.fit(
-            sequences.user[trained], sequences.item[trained], items.height, top=config.memory.top
-        )
-        if config.memory.enabled
-        else None,
+        memory=memory,
     )
     figures: dict[str, float] = {}
     if len(validation):
@@ -219,6 +223,14 @@ def feature_table(sequences: Sequences, tokenizer: Tokenizer, shop: Shop | None)
     return FeatureTable.from_sequences(
         sequences, query_vectors=vectors, user_features=users, text_dim=tokenizer.content.shape[1]
     )
+
+
+def told_of_targets(sequences: Sequences) -> torch.Tensor:
+    """(E,) probability that the behaviour memory of other people gives each training target, -1 elsewhere."""
+    rows = np.flatnonzero((sequences.stage == TRAIN) & sequences.target)
+    told = torch.full((sequences.n_interactions,), -1.0)
+    told[rows] = torch.from_numpy(told_without_oneself(sequences.user[rows], sequences.item[rows], sequences.n_items))
+    return told
 
 
 def repeat_share(sequences: Sequences) -> float:

@@ -60,25 +60,8 @@ class BehaviourMemory:
         cls, user: NDArray[np.integer[Any]], item: NDArray[np.integer[Any]], n_items: int, *, top: int = 256
     ) -> BehaviourMemory:
         """From the training targets of a log, each person's in order of time; keeps the `top` entries of a row."""
-        item = item.astype(np.int64)
-        left, right, weight = [], [], []
-        for gap in range(1, WINDOW + 1):
-            same = user[gap:] == user[:-gap]
-            if not same.any():
-                break
-            left.append(item[:-gap][same])
-            right.append(item[gap:][same])
-            weight.append(np.full(int(same.sum()), STEP_DECAY ** (gap - 1)))
-        if not left:
-            empty = torch.zeros(0)
-            return cls(torch.zeros(n_items + 1), empty, empty)
-        entries: Any = (np.concatenate(weight), (np.concatenate(left), np.concatenate(right)))
-        forward: Any = sparse.coo_matrix(entries, shape=(n_items, n_items)).tocsr()
-        total: Any = forward + REVERSE * forward.T.tocsr()
-        # a repeat has no direction: it is counted once
-        total = sparse.csr_matrix(total - sparse.diags_array(REVERSE * forward.diagonal()))
-        total.eliminate_zeros()
-        scale = (1 + np.asarray(total.sum(1)).ravel()) ** -ROW_POWER
+        total = _pair_weights(user, item.astype(np.int64), n_items)
+        scale = _row_scale(total)
         coo = sparse.csr_matrix(sparse.diags_array(scale) @ total).tocoo()
         order = np.lexsort((coo.col, -coo.data, coo.row))
         sizes = np.bincount(coo.row, minlength=n_items)
@@ -118,6 +101,74 @@ class BehaviourMemory:
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> BehaviourMemory:
         return cls(*(torch.from_numpy(np.asarray(arrays[name])) for name in ("start", "item", "weight")))
+
+
+def told_without_oneself(
+    user: NDArray[np.integer[Any]], item: NDArray[np.integer[Any]], n_items: int, *, places: int = 20
+) -> NDArray[np.float32]:
+    """(T,) what the memory of all *other* people gives each training target; -1 where it is silent.
+
+    Training sees its own pairs in the table, serving does not: each target's probability is taken after the pairs of its
+    own person are subtracted, the figure that a person outside the log would get. Pairs of items that the person took
+    more than once are subtracted once.
+
+    Args:
+        user, item: the training targets of a log, each person's in order of time.
+        places: latest interactions that are looked at.
+    """
+    item = item.astype(np.int64)
+    n = len(item)
+    weights: Any = _pair_weights(user, item, n_items)
+    scale, row_sum = _row_scale(weights), np.asarray(weights.sum(1)).ravel()
+    begin = np.r_[True, user[1:] != user[:-1]] if n else np.zeros(0, dtype=bool)
+    first = np.maximum.accumulate(np.where(begin, np.arange(n), 0))
+    last = np.minimum.accumulate(np.where(np.r_[begin[1:], True], np.arange(n), n)[::-1])[::-1] if n else first
+    place = np.arange(n)
+
+    def geometric(count: NDArray[np.int64]) -> NDArray[np.float64]:
+        return (1 - STEP_DECAY ** np.minimum(count, WINDOW)) / (1 - STEP_DECAY)
+
+    # what a person's own sequence has put into the row of its item at each place
+    own_row = geometric(last - place) + REVERSE * geometric(place - first)
+    told, whole = np.zeros(n), np.zeros(n)
+    for age in range(places):
+        target = np.flatnonzero(place - 1 - age >= first)
+        if not len(target):
+            break
+        source = target - 1 - age
+        factor = AGE_DECAY**age * scale[item[source]]
+        own_pair = STEP_DECAY**age if age < WINDOW else 0.0
+        pair = np.asarray(weights[item[source], item[target]]).ravel() - own_pair
+        told[target] += factor * np.maximum(pair, 0.0)
+        whole[target] += factor * np.maximum(row_sum[item[source]] - own_row[source], 0.0)
+    known = whole > 1e-6
+    return np.where(known, np.minimum(told / np.where(known, whole, 1.0), 1.0), -1.0).astype(np.float32)
+
+
+def _pair_weights(user: NDArray[np.integer[Any]], item: NDArray[np.integer[Any]], n_items: int) -> Any:
+    """(I, I) CSR: decayed counts of item after item, and a share of the reverse."""
+    left, right, weight = [], [], []
+    for gap in range(1, WINDOW + 1):
+        same = user[gap:] == user[:-gap]
+        if not same.any():
+            break
+        left.append(item[:-gap][same])
+        right.append(item[gap:][same])
+        weight.append(np.full(int(same.sum()), STEP_DECAY ** (gap - 1)))
+    if not left:
+        return sparse.csr_matrix((n_items, n_items))
+    entries: Any = (np.concatenate(weight), (np.concatenate(left), np.concatenate(right)))
+    forward: Any = sparse.coo_matrix(entries, shape=(n_items, n_items)).tocsr()
+    # a repeat has no direction: it is counted once
+    total: Any = forward + REVERSE * forward.T.tocsr() - REVERSE * sparse.diags_array(forward.diagonal())
+    total = sparse.csr_matrix(total)
+    total.eliminate_zeros()
+    return total
+
+
+def _row_scale(weights: Any) -> NDArray[np.float64]:
+    scale: NDArray[np.float64] = (1 + np.asarray(weights.sum(1)).ravel()) ** -ROW_POWER
+    return scale
 
 
 class Guide:
