@@ -55,6 +55,10 @@ PUBLISHED = {
 GOALS = {"beauty": 0.080, "toys": 0.082}
 MINUTES = 45
 BEAMS = (10, 32, 512)
+SOURCES = (
+    "rankloom/decoding", "rankloom/models", "rankloom/training", "rankloom/semantic", "rankloom/pipeline.py", "rankloom/recommender.py",
+    *(f"rankloom/evaluation/{name}.py" for name in ("cascade", "evaluate", "floors", "metrics", "rankloom_system", "sasrec", "systems")),
+)  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -68,10 +72,7 @@ def main() -> int:
     parser.add_argument("--no-slow", action="store_true", help="leave out SASRec and the cascade")
     parser.add_argument("--beams", action="store_true", help=f"also beams {', '.join(map(str, BEAMS))} (first seed)")
     parser.add_argument("--max-users", type=int, help="rank a random sample of so many people")
-    bench = Benchmark.from_args(
-        "amazon", parser=parser, sources=("rankloom/decoding", "rankloom/models", "rankloom/training", "rankloom/semantic",
-                                          "rankloom/evaluation", "rankloom/pipeline.py", "rankloom/recommender.py"),
-    )  # fmt: skip
+    bench = Benchmark.from_args("amazon", parser=parser, sources=SOURCES)
     args = bench.args
     name = args.dataset
     source = data_folder(NAMED[name]) if name in NAMED else Path(name)
@@ -84,7 +85,9 @@ def main() -> int:
         print(f"{name}, seed {seed}: {trained}", flush=True)
         systems = ["rankloom", "rankloom-generator", "memory", "markov"]
         if number == 0:
-            systems += ["rankloom-no-memory", "popularity", "item-knn"] + ([f"rankloom-beam-{b}" for b in BEAMS] if args.beams else [])
+            systems += ["rankloom-no-memory", "popularity", "item-knn"] + (
+                [f"rankloom-beam-{b}" for b in BEAMS] if args.beams else []
+            )
         if not args.no_slow and not bench.quick:
             systems += ["sasrec-text"] + (["sasrec", "cascade"] if number == 0 else [])
         for system in systems:

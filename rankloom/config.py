@@ -221,8 +221,6 @@ class MemoryConfig(Section):
     enabled: bool = True
     share: float | None = Field(default=None, ge=0, lt=1)
     """Weight of the memory where it has something to say; None is chosen on validation."""
-    training_share: float = Field(default=0.4, ge=0, lt=1)
-    """Weight of the memory of other people in the losses, so that the model learns what the memory does not tell."""
     top: int = Field(default=256, ge=1)
     """Entries kept per item."""
 
@@ -280,7 +278,7 @@ class EvaluationConfig(Section):
 class Config(Section):
     """The whole of it. `rankloom train --config FILE` reads this schema; the model folder keeps it."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     preset: PresetName = "small"
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
@@ -313,6 +311,13 @@ class Config(Section):
                 f"no configuration file {path}",
                 place=str(path),
                 action="check --config",
+                code="config-missing",
+            ) from None
+        except OSError as error:
+            raise RankloomError(
+                f"the configuration {path} cannot be read: {error.strerror}",
+                place=str(path),
+                action="pass a YAML file with --config",
                 code="config-missing",
             ) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -370,7 +375,15 @@ class Config(Section):
                         action="see docs/configuration.md",
                         code="config-override",
                     )
-            node[leaf] = yaml.safe_load(value)
+            try:
+                node[leaf] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise RankloomError(
+                    f"the value {value!r} of {name!r} cannot be read",
+                    place=place,
+                    action="write numbers, true or false, words, or lists such as [256,256,256]",
+                    code="config-override",
+                ) from None
         try:
             return Config.model_validate(raw)
         except ValidationError as error:
@@ -392,7 +405,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {"d_model": 64, "n_layers": 2, "n_heads": 2, "ffn_mult": 2.0, "dropout": 0.3, "content": "aligned"},
         "training": {
             "batch_tokens": 1024,
-            "max_epochs": 20,
+            "max_epochs": 14,
             "eval_users": 4000,
             "learning_rate": 2e-3,
             "label_smoothing": 0.1,

@@ -27,9 +27,9 @@ from rankloom.config import Config
 from rankloom.data import schema
 from rankloom.data.sequences import TRAIN, VALID, Cases, Sequences, load_sequences
 from rankloom.data.shop import Shop
-from rankloom.decoding.memory import BehaviourMemory, told_without_oneself
+from rankloom.decoding.memory import BehaviourMemory
 from rankloom.errors import RankloomError
-from rankloom.files import atomic_file, read_json, sha256_file, write_json
+from rankloom.files import atomic_file, check_replaceable, read_json, sha256_file, write_json, writing
 from rankloom.progress import track
 from rankloom.recommender import Rankloom, Weights, build_model
 from rankloom.semantic.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ from rankloom.training.processor import keep_freed_memory
 from rankloom.training.validation import Validation
 
 MIXES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
-SHARES: Final = (0.0, 0.15, 0.3, 0.45, 0.6)
+SHARES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75)
 _REPEAT_SHARE = 0.05
 
 
@@ -83,7 +83,7 @@ def _train(
     say: Callable[[str], None],
     limit_steps: int | None,
 ) -> Path | None:
-    _check_out(out, overwrite)
+    check_replaceable(out, overwrite=overwrite, marker=model_folder.MANIFEST)
     keep_freed_memory()
     shop = Shop.open(shop_path)
     sequences = load_sequences(shop, config.data)
@@ -123,7 +123,6 @@ def _train(
         supervise=config.training.supervise,
         rank=rank,
         world_size=world,
-        told_E=told_of_targets(sequences) if config.memory.enabled and config.memory.training_share > 0 else None,
     )
     if batches.n_targets == 0:
         raise RankloomError(
@@ -148,8 +147,6 @@ def _train(
         mask_seen=mask_seen,
         seed=config.seed,
         softmax=softmax,
-        memory=memory,
-        memory_share=config.memory.training_share,
     )
     counts = torch.from_numpy(np.bincount(sequences.item[trained], minlength=items.height))
     trainer = Trainer(
@@ -223,14 +220,6 @@ def feature_table(sequences: Sequences, tokenizer: Tokenizer, shop: Shop | None)
     return FeatureTable.from_sequences(
         sequences, query_vectors=vectors, user_features=users, text_dim=tokenizer.content.shape[1]
     )
-
-
-def told_of_targets(sequences: Sequences) -> torch.Tensor:
-    """(E,) probability that the behaviour memory of other people gives each training target, -1 elsewhere."""
-    rows = np.flatnonzero((sequences.stage == TRAIN) & sequences.target)
-    told = torch.full((sequences.n_interactions,), -1.0)
-    told[rows] = torch.from_numpy(told_without_oneself(sequences.user[rows], sequences.item[rows], sequences.n_items))
-    return told
 
 
 def repeat_share(sequences: Sequences) -> float:
@@ -407,20 +396,6 @@ def _tokenizer(
     return tokenizer
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
-    if out.is_file():
-        raise RankloomError(
-            f"{out} is a file, a folder is needed", place=str(out), action="choose another --out", code="out-is-file"
-        )
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise RankloomError(
-            f"the folder {out} exists and is not empty",
-            place=str(out),
-            action="choose another --out, or pass --overwrite to replace it",
-            code="out-exists",
-        )
-
-
 def _check_size(sequences: Sequences, shop: Shop) -> None:
     n_items = len(np.unique(sequences.item))
     if sequences.n_users < 2 or n_items < 10:
@@ -452,5 +427,6 @@ def _open_work(work: Path, fingerprint: str, resume: bool) -> None:
             )
         return
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    with writing(work):
+        work.mkdir(parents=True)
     write_json(work / "run.json", stamp)

@@ -103,48 +103,6 @@ class BehaviourMemory:
         return cls(*(torch.from_numpy(np.asarray(arrays[name])) for name in ("start", "item", "weight")))
 
 
-def told_without_oneself(
-    user: NDArray[np.integer[Any]], item: NDArray[np.integer[Any]], n_items: int, *, places: int = 20
-) -> NDArray[np.float32]:
-    """(T,) what the memory of all *other* people gives each training target; -1 where it is silent.
-
-    Training sees its own pairs in the table, serving does not: each target's probability is taken after the pairs of its
-    own person are subtracted, the figure that a person outside the log would get. Pairs of items that the person took
-    more than once are subtracted once.
-
-    Args:
-        user, item: the training targets of a log, each person's in order of time.
-        places: latest interactions that are looked at.
-    """
-    item = item.astype(np.int64)
-    n = len(item)
-    weights: Any = _pair_weights(user, item, n_items)
-    scale, row_sum = _row_scale(weights), np.asarray(weights.sum(1)).ravel()
-    begin = np.r_[True, user[1:] != user[:-1]] if n else np.zeros(0, dtype=bool)
-    first = np.maximum.accumulate(np.where(begin, np.arange(n), 0))
-    last = np.minimum.accumulate(np.where(np.r_[begin[1:], True], np.arange(n), n)[::-1])[::-1] if n else first
-    place = np.arange(n)
-
-    def geometric(count: NDArray[np.int64]) -> NDArray[np.float64]:
-        return (1 - STEP_DECAY ** np.minimum(count, WINDOW)) / (1 - STEP_DECAY)
-
-    # what a person's own sequence has put into the row of its item at each place
-    own_row = geometric(last - place) + REVERSE * geometric(place - first)
-    told, whole = np.zeros(n), np.zeros(n)
-    for age in range(places):
-        target = np.flatnonzero(place - 1 - age >= first)
-        if not len(target):
-            break
-        source = target - 1 - age
-        factor = AGE_DECAY**age * scale[item[source]]
-        own_pair = STEP_DECAY**age if age < WINDOW else 0.0
-        pair = np.asarray(weights[item[source], item[target]]).ravel() - own_pair
-        told[target] += factor * np.maximum(pair, 0.0)
-        whole[target] += factor * np.maximum(row_sum[item[source]] - own_row[source], 0.0)
-    known = whole > 1e-6
-    return np.where(known, np.minimum(told / np.where(known, whole, 1.0), 1.0), -1.0).astype(np.float32)
-
-
 def _pair_weights(user: NDArray[np.integer[Any]], item: NDArray[np.integer[Any]], n_items: int) -> Any:
     """(I, I) CSR: decayed counts of item after item, and a share of the reverse."""
     left, right, weight = [], [], []

@@ -29,14 +29,12 @@ class TrainingBatch:
         target_BT: (B, T) which places are predicted.
         item_M: (M,) catalogue rows of the targets, row-major.
         surface_BT: (B, T) where each place was shown.
-        told_M: (M,) probability that the behaviour memory of all other people gives each target, -1 where it is silent.
     """
 
     context: ContextBatch
     target_BT: Tensor
     item_M: Tensor
     surface_BT: Tensor
-    told_M: Tensor | None = None
 
 
 class SequenceBatches:
@@ -44,7 +42,6 @@ class SequenceBatches:
 
     Args:
         supervise: `all` trains every target of a window, `newest` only its last (OneRec-V2 section 4.1, layout c).
-        told_E: (E,) per interaction, what `TrainingBatch.told_M` holds of the targets.
         order: `shuffled`, or `chronological` (windows by the time of their last target).
     """
 
@@ -60,13 +57,11 @@ class SequenceBatches:
         supervise: Literal["all", "newest"] = "all",
         rank: int = 0,
         world_size: int = 1,
-        told_E: Tensor | None = None,
     ) -> None:
         self.table = table
         self.seed = seed
         self.order = order
         self.rank, self.world_size = rank, world_size
-        self.told_E = told_E
         self.user_of_row = torch.from_numpy(sequences.user)
         trained = (sequences.stage == TRAIN) & sequences.target
         self.is_target = torch.from_numpy(trained)
@@ -116,8 +111,7 @@ class SequenceBatches:
         real = index < stop[:, None]
         index = index.clamp_max(len(self.table.item) - 1)
         target = real & (index >= first_target[:, None]) & self.is_target[index]
-        told = None if self.told_E is None else self.told_E[index[target]]
-        return TrainingBatch(context, target, self.table.item[index[target]], context.surface_BT, told)
+        return TrainingBatch(context, target, self.table.item[index[target]], context.surface_BT)
 
 
 @dataclass(frozen=True)

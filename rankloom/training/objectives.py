@@ -3,8 +3,6 @@
 * generation (OneRec-V2 section 4.3): mean over the Q codes of the cross-entropy of each code given the ones before it,
   normalised over the whole codebook as in the report, or over the codes that the catalogue's trie allows after those
   before (`decoding.normalise`), which makes the product a distribution over the catalogue;
-* with the behaviour memory's probability of a target at hand, both losses are those of the mixture that serving uses,
-  -log((1 - share) p_model + share p_memory): what others' behaviour already tells need not be learned by heart;
 * selection: softmax cross-entropy of the target item among the catalogue (or, for large catalogues, among sampled
   negatives with the log-Q correction), scored by the user's state against the item vectors.
 
@@ -13,7 +11,6 @@ An objective is one small class: `forward(model, batch) -> Losses`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -99,30 +96,20 @@ class NextItem:
         keep = model.items.keep_mask(generator)
         codes_MQ = model.items.codes_IQ[batch.item_M]
         hidden = model(batch.context, batch.target_BT, codes_MQ, batch.surface_BT, keep=keep)
-        per_item_M = hidden.new_zeros(len(batch.item_M), dtype=torch.float32)
+        generation = hidden.new_zeros(())
         for level in range(len(model.codebook_sizes)):
-            per_item_M = per_item_M + code_losses(
+            losses = code_losses(
                 self.softmax, model.code_logits(hidden, level), level, batch.item_M, codes_MQ[:, level],
                 smoothing=self.config.training.label_smoothing,
             )  # fmt: skip
-        generation = (self._mixed(per_item_M, batch) / len(model.codebook_sizes)).mean()
+            generation = generation + losses.mean()
+        generation = generation / len(model.codebook_sizes)
         selection = hidden.new_zeros(())
         if self.config.selection.enabled:
             user = model.user_state(hidden[:, 0])
-            selection = self._mixed(self._selection(model, user, batch.item_M, keep, generator), batch).mean()
+            selection = self._selection(model, user, batch.item_M, keep, generator)
         total = generation + self.config.selection.loss_weight * selection
         return Losses(total, generation.detach(), selection.detach(), len(batch.item_M))
-
-    def _mixed(self, loss_M: Tensor, batch: TrainingBatch) -> Tensor:
-        """The losses of the mixture with the memory, where it has something to say."""
-        share = self.config.memory.training_share
-        if batch.told_M is None or share == 0:
-            return loss_M
-        told_M = batch.told_M.to(loss_M.device)
-        # a tiny floor instead of log 0: its share of the mixture is nothing
-        told = told_M.clamp_min(1e-12).log() + math.log(share)
-        mixed = -torch.logaddexp(math.log1p(-share) - loss_M, told)
-        return torch.where(told_M >= 0, mixed, loss_M)
 
     def _selection(
         self, model: LazyDecoder, user_MD: Tensor, item_M: Tensor, keep: Tensor | None, generator: torch.Generator
@@ -130,12 +117,11 @@ class NextItem:
         n_items = len(self.item_counts)
         if n_items <= self.config.selection.full_softmax_limit:
             catalogue = model.items(torch.arange(n_items, device=item_M.device), keep)
-            return F.cross_entropy((user_MD @ catalogue.T).float(), item_M, reduction="none")
+            return F.cross_entropy((user_MD @ catalogue.T).float(), item_M)
         weights = (self.item_counts + 1.0).to(item_M.device)
         sampled = torch.multinomial(weights, self.config.selection.n_negatives, replacement=True, generator=generator)
         log_q = self.log_q.to(item_M.device)
         negative = (user_MD @ model.items(sampled, keep).T).float() - log_q[sampled]
         negative = negative.masked_fill(sampled[None] == item_M[:, None], float("-inf"))
         positive = (user_MD * model.items(item_M, keep)).sum(-1).float() - log_q[item_M]
-        logits = torch.cat([positive[:, None], negative], dim=1)
-        return F.cross_entropy(logits, torch.zeros_like(item_M), reduction="none")
+        return F.cross_entropy(torch.cat([positive[:, None], negative], dim=1), torch.zeros_like(item_M))

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from rankloom.data.sequences import VALID, Sequences
-from rankloom.decoding.memory import BehaviourMemory, latest_first
 from rankloom.models.lazy_decoder import LazyDecoder, Prefix
 from rankloom.training.features import FeatureTable
 from rankloom.training.objectives import TrieSoftmax, code_losses
@@ -28,7 +27,6 @@ class Validation:
     Args:
         mask_seen: leave items of the history out of the ranking, as serving will.
         softmax: what the generation loss is normalised over, as in training.
-        memory, memory_share: a behaviour memory to join with the selection head's distribution, as serving will.
     """
 
     def __init__(
@@ -42,8 +40,6 @@ class Validation:
         seed: int,
         batch_size: int = 256,
         softmax: TrieSoftmax | None = None,
-        memory: BehaviourMemory | None = None,
-        memory_share: float = 0.0,
     ) -> None:
         cases = sequences.cases(VALID, max_per_user=5)
         generator = torch.Generator().manual_seed(seed)
@@ -57,14 +53,11 @@ class Validation:
         self.table = table
         self.mask_seen = mask_seen
         self.softmax = softmax
-        self.memory, self.memory_share = memory, memory_share
-        self.counts_as_taken = torch.from_numpy(sequences.target)
         self.batch_size = batch_size
         candidates = torch.arange(sequences.n_items)
         if sequences.n_items > _RANK_LIMIT:
             candidates = torch.randperm(sequences.n_items, generator=generator)[:_RANK_LIMIT].sort().values
         self.candidates = candidates
-        self.whole_catalogue = len(candidates) == sequences.n_items
 
     def __len__(self) -> int:
         return len(self.row)
@@ -93,31 +86,14 @@ class Validation:
             own = model.select_scores(user, target[:, None])[:, 0].float()
             if self.mask_seen:
                 scores = self._mask(scores, part, target)
-            loss = torch.logsumexp(scores, 1) - own
-            if self.memory is not None and self.memory_share > 0 and self.whole_catalogue:
-                scores, own = self._with_memory(scores, own, part, target)
             rank = (scores > own[:, None]).sum(1)
             hit = rank < 10
             totals["valid_generation_loss"] += float(generation.sum())
-            totals["valid_selection_loss"] += float(loss.sum())
+            totals["valid_selection_loss"] += float((torch.logsumexp(scores, 1) - own).sum())
             totals["valid_recall@10"] += float(hit.sum())
             totals["valid_ndcg@10"] += float((hit / torch.log2(rank.float() + 2)).sum())
         model.train(was_training)
         return {name: value / max(1, len(self.row)) for name, value in totals.items()}
-
-    def _with_memory(self, scores: Tensor, own: Tensor, part: slice, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the mixture over the catalogue, and those of the targets."""
-        assert self.memory is not None
-        history = latest_first(self.table.item, self.counts_as_taken, self.start[part], self.row[part])
-        request, item, amount = self.memory.recall(history)
-        told = torch.zeros_like(scores).index_put_((request, item), amount, accumulate=True)
-        whole = told.sum(1, keepdim=True)
-        total = torch.logsumexp(scores, 1, keepdim=True)
-        share = torch.where(whole > 0, self.memory_share, 0.0)
-        mixed = (1 - share) * (scores - total).exp() + share * told / whole.clamp_min(1e-30)
-        mixed = mixed.masked_fill(torch.isinf(scores), -1.0)
-        own_told = told.gather(1, target[:, None]) / whole.clamp_min(1e-30)
-        return mixed, ((1 - share) * (own[:, None] - total).exp() + share * own_told)[:, 0]
 
     def _mask(self, scores: Tensor, part: slice, target: Tensor) -> Tensor:
         start, stop = self.begin[part], self.row[part]

@@ -22,7 +22,6 @@ from rankloom.decoding.memory import (
     BehaviourMemory,
     Guide,
     latest_first,
-    told_without_oneself,
 )
 from rankloom.decoding.select import expand, leaf_log_share
 from rankloom.semantic.trie import Trie
@@ -110,40 +109,6 @@ def test_what_does_not_count_as_taken_is_left_out_of_the_history() -> None:
     counts = torch.tensor([True, False, True, True])
     rows = latest_first(item, counts, torch.tensor([0, 3]), torch.tensor([3, 4]), places=4)
     assert rows.tolist() == [[7, -1, 5, -1], [8, -1, -1, -1]]
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10_000))
-def test_what_training_is_told_leaves_out_the_persons_own_pairs(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(1, 26, 10)
-    user = np.repeat(np.arange(10), lengths)
-    item = np.concatenate([rng.permutation(N_ITEMS)[:length] for length in lengths])
-    told = told_without_oneself(user, item, N_ITEMS)
-
-    def raw(keep: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        scaled = slow_table(user[keep], item[keep], N_ITEMS)
-        sums = np.zeros(N_ITEMS)
-        for row in range(N_ITEMS):  # undo the scaling: s (1 + s)^-p = r, solved by bisection
-            low, high = 0.0, 1e6
-            for _ in range(200):
-                middle = (low + high) / 2
-                low, high = (middle, high) if middle * (1 + middle) ** -ROW_POWER < scaled[row].sum() else (low, middle)
-            sums[row] = low
-        return np.asarray(scaled * (1 + sums[:, None]) ** ROW_POWER)
-
-    everyone = raw(np.ones(len(user), dtype=bool))
-    scale = (1 + everyone.sum(1)) ** -ROW_POWER
-    for target in rng.integers(0, len(user), 12):
-        history = [t for t in range(target - 1, -1, -1) if user[t] == user[target]][:20]
-        others = np.maximum(everyone - raw(user == user[target]), 0)
-        amounts = sum(
-            (AGE_DECAY**age * scale[item[t]] * others[item[t]] for age, t in enumerate(history)), np.zeros(N_ITEMS)
-        )
-        if amounts.sum() <= 1e-4:
-            assert told[target] in (-1.0, 0.0) or amounts.sum() > 0
-            continue
-        assert told[target] == pytest.approx(amounts[item[target]] / amounts.sum(), abs=1e-3)
 
 
 def brute_force(model: Any, prefix: Any, trie: Trie, guide: Guide, n_requests: int) -> torch.Tensor:

@@ -7,9 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rankloom.config import Config
-from rankloom.training.batches import TrainingBatch
-from rankloom.training.objectives import NextItem, TrieSoftmax, code_losses
+from rankloom.training.objectives import TrieSoftmax, code_losses
 
 SIZES = (5, 4, 6)
 
@@ -71,21 +69,3 @@ def test_without_a_trie_the_whole_codebook_is_normalised_over() -> None:
     logits, code = torch.randn(8, 5), torch.randint(0, 5, (8,))
     got = code_losses(None, logits, 0, torch.zeros(8, dtype=torch.long), code, smoothing=0.1)
     assert torch.allclose(got, F.cross_entropy(logits, code, label_smoothing=0.1, reduction="none"))
-
-
-def test_what_others_behaviour_tells_already_teaches_the_model_less() -> None:
-    """d/dx -log((1-s) p + s m) is the plain gradient times the model's share of the mixture."""
-    config = Config.preset_config("tiny")
-    objective = NextItem(config, torch.ones(4))
-    share = config.memory.training_share
-    loss = torch.tensor([2.0, 2.0, 2.0], requires_grad=True)
-    batch = TrainingBatch(None, None, torch.zeros(3), None, torch.tensor([0.3, 0.0, -1.0]))  # type: ignore[arg-type]
-    mixed = objective._mixed(loss, batch)
-    mixed.sum().backward()
-    p = float(torch.exp(torch.tensor(-2.0)))
-    assert float(mixed[0].detach()) == pytest.approx(-np.log((1 - share) * p + share * 0.3), rel=1e-5)
-    assert loss.grad is not None
-    assert float(loss.grad[0]) == pytest.approx((1 - share) * p / ((1 - share) * p + share * 0.3), rel=1e-5)
-    # told nothing: the gradient is the plain one; silent: so is the loss
-    assert float(loss.grad[1]) == pytest.approx(1.0, abs=1e-4)
-    assert float(mixed[2].detach()) == 2.0
