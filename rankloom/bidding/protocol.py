@@ -74,7 +74,7 @@ class History:
 
     @property
     def n_ticks(self) -> int:
-        return self.spend_NT.shape[1]
+        return int(self.spend_NT.shape[1])
 
 
 @dataclass(frozen=True)
