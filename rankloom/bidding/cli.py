@@ -135,6 +135,46 @@ def evaluate(
     )
 
 
+@app.command(epilog="Example: rankloom bid train --trajectories log.parquet --controller gave --out bidder")
+def train(
+    trajectories: Annotated[Path, typer.Option("--trajectories", help="A trajectory log in AuctionNet's columns.")],
+    controller: Annotated[
+        str,
+        typer.Option("--controller", help="gave, cbd, dt, dt-score, iql, cql, td3-bc, bc, gas, pathwise or selector."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The bidder's folder to write.")],
+    source: Annotated[
+        str, typer.Option("--source", help="What to learn from: auto, rebuilt (the log's days as markets) or log.")
+    ] = "auto",
+    split: Annotated[str, typer.Option("--split", help="Rows of this split, where the log has one.")] = "train",
+    gamma: Annotated[float, typer.Option("--gamma", help="Exponent of the score's CPA penalty.")] = 2.0,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Training steps; by default the controller's own.", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="One seed, one bidder.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bidder in --out.")] = False,
+) -> None:
+    """Train a bidder from a log of what campaigns bid and got."""
+    from typing import cast
+
+    from rankloom.bidding.training import Source, train_bidder
+
+    if source not in ("auto", "rebuilt", "log"):
+        raise RankloomError(
+            f"--source {source}", place="--source", action="choose auto, rebuilt or log", code="source-unknown"
+        )
+    if not 0 <= gamma <= 20:
+        raise RankloomError(
+            f"a gamma of {gamma:g}", place="--gamma", action="give between 0 and 20, usually 2", code="gamma"
+        )
+    train_bidder(
+        trajectories, controller, out, source=cast(Source, source), split=split, gamma=gamma, steps=steps, seed=seed,
+        resume=resume, overwrite=overwrite, say=say,
+    )  # fmt: skip
+    say(f"written: {out}")
+
+
 @app.command(epilog="Example: rankloom bid report --traces days --out bidding.html")
 def report(
     traces: Annotated[Path, typer.Option("--traces", help="A folder of recorded market days (*_trace.npz).")],

@@ -73,7 +73,6 @@ class ReplayMarket:
         self._p_bias = p_bias
         self._sampled = outcomes == "sampled"
         self._seed = seed
-        # the first rank of a seat among the five recorded bids, 5 where it is not there
         self._seats = np.arange(day.campaigns.n, dtype=np.int16)
 
     def rivals(self, tick: int) -> NDArray[np.float32]:
@@ -93,6 +92,10 @@ class ReplayMarket:
         volume = p_MA.shape[0] * self._weight_T[tick]
         mean_N = p_MA.mean(axis=0, dtype=np.float64) if p_MA.shape[0] else np.zeros(self.campaigns.n)
         return np.full(self.campaigns.n, volume), mean_N * self._p_bias
+
+    def weight(self, tick: int) -> float:
+        """How many opportunities of the day a row of this tick stands for."""
+        return float(self._weight_T[tick])
 
     def _p(self, tick: int) -> NDArray[np.float32]:
         return self.day.p_MA[self._bounds[tick] : self._bounds[tick + 1]]

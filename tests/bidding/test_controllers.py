@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rankloom.bidding.controllers import CONTROLLERS, MPC, PID, Constant, MinPacing, MPCSettings, StockPID, controller
+from rankloom.bidding.controllers.pid import PIDSettings
 from rankloom.bidding.curves import MarketPrior
 from rankloom.bidding.day import TickOutcome, empty_history, play_day
 from rankloom.bidding.protocol import N_TICKS, Campaigns, Controller, Decision, FloatArray, History, Observation
@@ -124,24 +125,36 @@ def settles(values: FloatArray, final: float, band: float = 0.1) -> int:
     return 0 if len(outside) == 0 else int(outside[-1]) + 1
 
 
-def test_pid_step_response_when_prices_jump() -> None:
-    """Flat traffic, prices jump by a half at noon: spend comes back to the budget's pace without ringing."""
+def test_pid_step_response() -> None:
+    """A far too high start and, at noon, dearer prices: spend comes back to the pace that uses up the money, without ringing.
+
+    With gains for speed; the default ones are chosen for Score in a noisy market and chase less.
+    """
     price_T = np.full(N_TICKS, 0.06)
     plant = Plant(2000.0, 100.0, price_T=price_T)
-    plant.m_T = np.full(N_TICKS, 5e-4)
-    plant.volume_T = np.full(N_TICKS, 1e4)
-    pid = PID()
+    plant.m_T, plant.volume_T = np.full(N_TICKS, 5e-4), np.full(N_TICKS, 1e4)
+    pid = PID(PIDSettings(budget_p=0.3, budget_i=0.1, budget_d=0.05, window=4))
     pid._traffic_T = np.full(N_TICKS, 1 / N_TICKS)
-    pace = 2000.0 / N_TICKS
     steady = play_day(plant, pid)
-    assert steady.outcome.utilisation[0] > 0.93
-    assert settles(steady.history.spend_NT[0, :44], pace, 0.25) <= 20
+    spend = steady.history.spend_NT[0]
+    assert spend[0] > 3 * spend[-1]
+    pace = float(spend[20:44].mean())
+    assert settles(spend[:44], pace, 0.1) <= 20
+    assert spend[8:].min() > 0.7 * pace  # undershoot after the high start
+    assert steady.outcome.utilisation[0] > 0.98
     price_T[24:] *= 1.3
     jumped = play_day(plant, pid)
-    assert jumped.outcome.utilisation[0] > 0.9
-    after = jumped.history.multiplier_NT[0, 24:]
+    assert jumped.outcome.utilisation[0] > 0.95
+    after, money = jumped.history.multiplier_NT[0, 24:], jumped.history.spend_NT[0, 24:]
     assert after[-4:].mean() > steady.history.multiplier_NT[0, -4:].mean()  # dearer market, higher bids
-    assert after.max() < 1.3 * after[-6:].mean()  # overshoot
+    assert settles(money[:20], float(money[10:20].mean()), 0.25) <= 12
+    assert money.max() < 1.3 * money[10:20].mean()  # overshoot
+
+
+@pytest.mark.parametrize("start", [0.4, 1.0, 1.6])
+def test_pid_uses_up_the_budget_from_any_start(start: float) -> None:
+    result = play_day(Plant(1200.0, 100.0), PID(PIDSettings(start=start)))
+    assert result.outcome.utilisation[0] > 0.9
 
 
 def test_pid_does_not_wind_up_while_clamped() -> None:

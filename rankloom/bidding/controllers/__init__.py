@@ -9,6 +9,7 @@ from rankloom.bidding.controllers.constant import Constant
 from rankloom.bidding.controllers.mpc import MPC, MPCSettings
 from rankloom.bidding.controllers.pacing import MinPacing, MinPacingSettings
 from rankloom.bidding.controllers.pid import PID, PIDSettings, StockPID
+from rankloom.bidding.controllers.population import OnlineLP
 from rankloom.bidding.protocol import Controller
 from rankloom.errors import RankloomError
 
@@ -17,6 +18,7 @@ CONTROLLERS: Final[dict[str, Callable[[], Controller]]] = {
     "constant-1.2": lambda: Constant(1.2),
     "stock-pid": StockPID,
     "pid": PID,
+    "online-lp": OnlineLP,
     "min-pacing": MinPacing,
     "mpc": MPC,
 }
@@ -45,6 +47,7 @@ __all__ = [
     "MPCSettings",
     "MinPacing",
     "MinPacingSettings",
+    "OnlineLP",
     "PIDSettings",
     "StockPID",
     "controller",

@@ -212,6 +212,11 @@ class MPC:
 
         return gathered(value_NKR) @ self._value_HA, gathered(money_NKR) @ self._cost_HA
 
+    def expected_cost(self, observation: Observation) -> tuple[FloatArray, FloatArray]:
+        """Multiples of the target (A,) and the mean cost (N, A) of the rest of the day at each, were nothing to stop it."""
+        _, cost_NKA = self._rest(self._forecast(observation), anchor(observation.campaigns))
+        return self._factor_A, cost_NKA.mean(axis=1)
+
     def _planned(
         self, forecast: _Forecast, multiplier_N: FloatArray, factor_N: FloatArray, remaining_N: FloatArray
     ) -> FloatArray:

@@ -33,11 +33,11 @@ class MinPacingSettings:
         highest: clamp of the multiplier in units of the target.
     """
 
-    eta_budget: float = 0.05
-    eta_target: float = 0.1
-    mu: float = 0.8
-    lam: float = 5.0
-    highest: float = 4.0
+    eta_budget: float = 0.021
+    eta_target: float = 0.042
+    mu: float = 1.0
+    lam: float = 1.6
+    highest: float = 2.5
 
 
 class MinPacing:
