@@ -13,8 +13,6 @@ from rankloom.evaluation.evaluate import evaluate, paired_difference, text_table
 from rankloom.evaluation.floors import ItemKNN, Markov, Popularity
 from rankloom.evaluation.metrics import MISSING, Bootstrap, beyond_accuracy, gains, popularity_buckets, target_rank
 from rankloom.evaluation.rankloom_system import RankloomSystem
-from rankloom.evaluation.report import write_report
-from rankloom.files import write_json
 from rankloom.recommender import Rankloom
 from tests.semantic.test_tokenizer import log
 
@@ -54,7 +52,7 @@ def test_floors_by_hand() -> None:
         assert 0 in system.rank(sequences, cases, 5, mask_seen=False)[0]
 
 
-def test_evaluation_is_tidy_and_reports_both_maskings(bazaar: Shop, model_path: Path, tmp_path: Path) -> None:
+def test_evaluation_is_tidy_and_reports_both_maskings(bazaar: Shop, model_path: Path) -> None:
     own = Rankloom.from_pretrained(model_path)
     sequences = load_sequences(bazaar, own.config.data)
     systems = [
@@ -83,13 +81,6 @@ def test_evaluation_is_tidy_and_reports_both_maskings(bazaar: Shop, model_path: 
     figures = beyond_accuracy(same, 10, sequences)
     assert 0 < figures["coverage"] <= 1
     assert 0 <= figures["gini"] < 1
-    write_json(tmp_path / "evaluation.json", result.to_json())
-    copy = tmp_path / "model"
-    own.save_pretrained(copy, extra={"training_log.jsonl": (model_path / "training_log.jsonl").read_text()})
-    report = write_report(copy, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert report.count('class="chart"') >= 12
-    assert len(report) < 5_000_000
-    assert "src=" not in report.split("<script>")[0]
 
 
 def test_buckets_cover_the_catalogue_once(bazaar: Shop, tiny_config: object) -> None:

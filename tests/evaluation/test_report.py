@@ -1,0 +1,115 @@
+"""The report: one offline file that shows the figures it was given, and says what it lacks."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from rankloom.config import EvaluationConfig
+from rankloom.data.sequences import load_sequences
+from rankloom.data.shop import Shop
+from rankloom.errors import RankloomError
+from rankloom.evaluation.evaluate import EvaluationResult, evaluate
+from rankloom.evaluation.rankloom_system import RankloomSystem
+from rankloom.evaluation.report import measure_latency, write_report
+from rankloom.evaluation.sasrec import SASRec
+from rankloom.evaluation.suite import SYSTEMS, suite
+from rankloom.files import write_json
+from rankloom.recommender import Rankloom
+
+
+@pytest.fixture(scope="module")
+def result(bazaar: Shop, model_path: Path) -> EvaluationResult:
+    """Every system of `rankloom evaluate --baselines`, small."""
+    own = Rankloom.from_pretrained(model_path)
+    sequences = load_sequences(bazaar, own.config.data)
+    systems, content = suite(RankloomSystem(own, bazaar, quiet=True), bazaar, sequences, quiet=True)
+    for system in systems:
+        if isinstance(system, SASRec):
+            system.max_epochs, system.dim = 2, 16
+    return evaluate(systems, sequences, content, EvaluationConfig(bootstrap=50, max_cases_per_user=1), max_cases=60)
+
+
+@pytest.fixture
+def folder(model: Rankloom, model_path: Path, tmp_path: Path) -> Path:
+    log = (model_path / "training_log.jsonl").read_text(encoding="utf-8")
+    model.save_pretrained(tmp_path / "model", extra={"training_log.jsonl": log})
+    return tmp_path / "model"
+
+
+def charts(page: str) -> list[dict[str, Any]]:
+    found = re.search(r'<script type="application/json" id="report-data">(.*?)</script>', page, re.S)
+    assert found is not None
+    options: list[dict[str, Any]] = json.loads(found[1])["options"]
+    assert len(options) == page.count('class="chart"')
+    return options
+
+
+def test_the_evaluation_names_every_system_and_both_text_variants(result: EvaluationResult) -> None:
+    assert {row["system"] for row in result.rows} == set(SYSTEMS)
+    assert {row["variant"] for row in result.rows if row["system"] == "sasrec"} == {"id", "id+text"}
+    for metric in ("recall", "ndcg", "mrr"):
+        for k in (5, 10, 50):
+            both = [r["masked"] for r in result.rows if (r["system"], r["metric"], r["k"], r["slice"]) == ("cascade", metric, k, "all")]  # fmt: skip
+            assert sorted(both) == [False, True]
+    assert {entry["system"] for entry in result.seconds} == set(SYSTEMS)
+    json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_the_report_shows_the_figures_it_was_given(result: EvaluationResult, folder: Path, tmp_path: Path) -> None:
+    write_json(tmp_path / "evaluation.json", result.to_json())
+    page = write_report(folder, tmp_path / "report.html", latency_seconds=0).read_text(encoding="utf-8")
+    options = charts(page)
+    assert len(options) >= 14
+    recall = next(option for option in options if any(s.get("type") == "custom" for s in option["series"]))
+    names = recall["xAxis"]["data"]
+    assert {"rankloom", "cascade", "sasrec id", "sasrec id+text"} <= set(names)
+    masked = recall["series"][0]["data"]
+    assert masked[names.index("cascade")] == pytest.approx(result.value("cascade", "recall", 10, masked=True), abs=1e-5)
+    value = result.value("cascade", "recall", 50, masked=False)
+    assert re.search(rf"<tr><th>cascade</th>.*?<td>{value:.4f}</td>", page)
+    assert "p50" in page
+    assert "p90" in page
+    assert "p99" in page
+    assert "no network, no HTTP" in page
+    assert any(series["type"] == "treemap" for option in options for series in option["series"])
+
+
+def test_it_is_one_offline_file(folder: Path, tmp_path: Path) -> None:
+    page = write_report(folder, tmp_path / "report.html", latency_seconds=0).read_text(encoding="utf-8")
+    markup = re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    assert not re.search(r"(?:src|href)=\"(?!#)", markup)
+    assert "url(" not in markup
+    assert len(page) < 3_000_000
+    # nothing was evaluated: the section says what to run
+    assert "rankloom evaluate" in markup
+
+
+def test_titles_and_categories_cannot_break_out_of_the_page(model: Rankloom, tmp_path: Path) -> None:
+    evil = "</script><img src=x onerror=alert(1)>"
+    path = pl.Series([["root", evil, evil]] * model.items.height, dtype=pl.List(pl.String()))
+    model.items = model.items.with_columns(path.alias("category"))
+    model.save_pretrained(tmp_path / "model")
+    page = write_report(tmp_path / "model", tmp_path / "report.html", latency_seconds=0).read_text(encoding="utf-8")
+    assert evil not in page
+    assert any(evil in json.dumps(option) for option in charts(page))
+
+
+def test_a_broken_evaluation_is_told_and_nothing_is_written(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text("{half")
+    with pytest.raises(RankloomError, match="not valid JSON"):
+        write_report(folder, tmp_path / "report.html", latency_seconds=0)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_latency_is_that_of_single_requests(model: Rankloom) -> None:
+    took = measure_latency(model, n=25, seconds=0.0)
+    assert len(took) == 20
+    assert (took > 0).all()
+    assert np.isfinite(took).all()
