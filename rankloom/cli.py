@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(bidding)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-K = Annotated[int, typer.Option("--k", help="How many items.")]
+K = Annotated[int, typer.Option("--k", min=1, help="How many items.")]
 FilterOption = Annotated[
     str | None, typer.Option("--filter", help="An expression every item must meet, e.g. 'price < 30'.")
 ]
@@ -159,8 +160,8 @@ def evaluate(
     shop: Annotated[Path, typer.Argument(help="The shop it was trained on.")],
     split: Annotated[str | None, typer.Option("--split", help="leave-one-out or time (default: as trained).")] = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Fit and rank the baselines in the same run.")] = False,
-    beam: Annotated[int | None, typer.Option("--beam", help="Beam width (default: the model's).")] = None,
-    max_users: Annotated[int | None, typer.Option("--max-users", help="A random sample of so many people.")] = None,
+    beam: Annotated[int | None, typer.Option("--beam", min=1, help="Beam width (default: the model's).")] = None,
+    max_users: Annotated[int | None, typer.Option("--max-users", min=1, help="A random sample of so many people.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Also write the JSON here (the report reads MODEL/../evaluation.json).")
     ] = None,
@@ -230,7 +231,7 @@ def search(
 def serve(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.")] = 8080,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8080,
     state: Annotated[
         Path | None, typer.Option("--state", help="Where events are kept (default: MODEL.events.sqlite).")
     ] = None,
@@ -245,21 +246,25 @@ def serve(
 def report(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
     out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("report.html"),
+    evaluation: Annotated[
+        Path | None,
+        typer.Option("--evaluation", help="JSON of `rankloom evaluate` (default: evaluation.json in or beside MODEL)."),
+    ] = None,
 ) -> None:
     """One offline HTML file about a model, with plots."""
     from rankloom.evaluation.report import write_report
 
-    print(f"report: {write_report(model, out)}")
+    print(f"report: {write_report(model, out, evaluation=evaluation)}")
 
 
 @app.command(epilog="Example: rankloom demo --no-serve")
 def demo(
     folder: Annotated[Path, typer.Option("--folder", help="Where the demo lives.")] = Path("demo"),
     seed: Annotated[int, typer.Option("--seed", help="Seed of the marketplace and the model.")] = 0,
-    scale: Annotated[float, typer.Option("--scale", help="Size of the marketplace; 1 is 4,000 people.")] = 1.0,
+    scale: Annotated[float, typer.Option("--scale", min=0.01, help="Size of the marketplace; 1 is 4,000 people.")] = 1.0,
     preset: Annotated[str, typer.Option("--preset", help="tiny, small or base.")] = "small",
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="End with the page.")] = True,
-    port: Annotated[int, typer.Option("--port", help="Port of the page.")] = 8080,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of the page.")] = 8080,
 ) -> None:
     """Simulated marketplace -> train -> evaluate -> serve with the page."""
     from rankloom import pipeline
@@ -330,6 +335,14 @@ def main() -> None:
         app()
     except RankloomError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        # the reader of our output has gone (`| head`); Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        place = f"\n  where: {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{place}\n  what to do: check the path and its permissions", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
