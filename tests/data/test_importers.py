@@ -489,3 +489,24 @@ def test_ids_that_a_spreadsheet_rounded_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RankloomError, match=r"the id '1.2E\+15' was rounded by a spreadsheet") as caught:
         import_data("csv", source, tmp_path / "shop")
     assert "items.csv, row 3, column sku" in str(caught.value.place)
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+def test_the_command_imports_and_looks_before_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = load("broken_inputs").command
+    _, source = sources.write("kuairand", tmp_path / "source")
+    status, said = command(["validate", str(source), "--format", "kuairand"])
+    assert (status, said) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+    status, _ = command(["import", "kuairand", str(source), "--out", str(tmp_path / "shop"), "--json"])
+    assert status == 0
+    assert command(["validate", str(tmp_path / "shop")])[0] == 0
+    (source / "data" / "user_features_pure.csv").write_bytes(b"")
+    assert command(["validate", str(source), "--format", "kuairand"])[0] == 1
+    (tmp_path / "shop" / "events.parquet").unlink()
+    assert command(["validate", str(tmp_path / "shop")])[0] == 1
+    status, said = command(["validate", str(source), "--format", "kuairand", "--map", "title"])
+    assert status == 2
+    assert "is not shop_column=source_column" in said

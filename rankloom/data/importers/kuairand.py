@@ -213,7 +213,7 @@ def _videos(paths: Sequence[Path], folder: Path, job: Job) -> pl.DataFrame:
 def pairs(*columns: tuple[str, str]) -> pl.Expr:
     """Attributes (key, source column); empty values are left out."""
     each = [pl.struct(pl.lit(key).alias("key"), pl.col(source).alias("value")) for key, source in columns]
-    return pl.concat_list(each).list.filter(pl.element().struct.field("value").is_not_null()).alias("attributes")
+    return pl.concat_list(each).list.eval(pl.element().filter(pl.element().struct.field("value").is_not_null())).alias("attributes")
 
 
 def _named(items: pl.DataFrame, file: TableFile) -> pl.DataFrame:

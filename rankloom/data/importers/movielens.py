@@ -165,7 +165,7 @@ def _movies(file: TableFile) -> pl.DataFrame:
         items = caster(batch)
         refuse_missing(items, "item_id", caster, batch)
         if "category" in items.columns:
-            items = items.with_columns(pl.col("category").list.filter(~pl.element().is_in(list(_NO_GENRES))))
+            items = items.with_columns(pl.col("category").list.eval(pl.element().filter(~pl.element().is_in(list(_NO_GENRES)))))
         else:
             flags = [pl.when(batch.frame[name] == "1").then(pl.lit(name)) for name in _GENRES if name not in _NO_GENRES]
             items = items.with_columns(batch.frame.select(pl.concat_list(flags).list.drop_nulls()).to_series().alias("category"))
