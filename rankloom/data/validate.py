@@ -77,6 +77,7 @@ class RowCheck:
 
 
 _PAST: Final = datetime(1990, 1, 1, tzinfo=UTC)
+_SAMPLE_LETTERS: Final = 60
 _I, _E, _C, _U = schema.ITEMS, schema.EVENTS, schema.CAMPAIGNS, schema.USERS
 # what a time in microseconds looks like whose number was in another unit (1990 to 2100 in s, ms and ns)
 _WRONG_UNITS: Final = (("seconds", 6.3e8, 4.2e9), ("milliseconds", 6.3e11, 4.2e12), ("nanoseconds", 6.3e17, 4.2e18))
@@ -333,7 +334,7 @@ def _rows(check: RowCheck, frame: pl.LazyFrame, path: Path) -> Iterator[Finding]
     except pl.exceptions.PolarsError:
         return  # the column has another type, which `column-type` says
     if found["count"]:
-        samples = [str(value) for value in (found["samples"] or []) if value is not None]
+        samples = [str(value)[:_SAMPLE_LETTERS] for value in (found["samples"] or []) if value is not None]
         shown = f", such as {', '.join(map(repr, samples))}" if samples else ""
         yield Finding(
             check.name, check.severity, f"{found['count']:,} of {found['rows']:,}: {check.fact}{shown}",
