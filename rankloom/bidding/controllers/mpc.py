@@ -44,7 +44,7 @@ class MPCSettings:
     """
 
     gamma: float = 2.0
-    scenarios: int = 48
+    scenarios: int = 24
     lowest: float = 0.3
     highest: float = 4.0
     points: int = 53
