@@ -175,9 +175,11 @@ def evaluate(
     from rankloom.evaluation.evaluate import text_table
     from rankloom.evaluation.rankloom_system import RankloomSystem
     from rankloom.evaluation.suite import suite
-    from rankloom.files import write_json
+    from rankloom.files import check_file_target, write_json
     from rankloom.recommender import Rankloom
 
+    if out is not None:
+        check_file_target(out)
     own = Rankloom.from_pretrained(model)
     if split not in (None, "leave-one-out", "time"):
         raise RankloomError(
@@ -253,7 +255,9 @@ def report(
 ) -> None:
     """One offline HTML file about a model, with plots."""
     from rankloom.evaluation.report import write_report
+    from rankloom.files import check_file_target
 
+    check_file_target(out)
     print(f"report: {write_report(model, out, evaluation=evaluation)}")
 
 

@@ -10,13 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import polars as pl
+from safetensors import SafetensorError
 
 from rankloom.errors import RankloomError
+
+_ELSEWHERE: Final = "free disk space or choose another place, and check the permissions"
 
 
 def _fsync_path(path: Path) -> None:
@@ -53,16 +59,18 @@ def _remove_stale(path: Path) -> None:
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path to write; on success it becomes `path`, on any error it is removed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
     temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
-    try:
-        yield temporary
-        _fsync_path(temporary)
-        os.replace(temporary, path)
-        _fsync_path(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
+        try:
+            yield temporary
+            _fsync_path(temporary)
+            os.replace(temporary, path)
+            _fsync_path(path.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -78,6 +86,36 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, marker: str | No
         RankloomError: `path` exists and may not be replaced.
     """
     path = Path(path).absolute()
+    check_replaceable(path, overwrite=overwrite, marker=marker)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
+        temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+    retired = path.parent / f".{path.name}.tmp-old-{os.getpid()}"
+    try:
+        with writing(path):
+            yield temporary
+            for file in sorted(temporary.rglob("*")):
+                if file.is_file():
+                    _fsync_path(file)
+            _fsync_path(temporary)
+            if path.exists():
+                os.rename(path, retired)
+            os.rename(temporary, path)
+            _fsync_path(path.parent)
+    except BaseException:
+        if retired.exists() and not path.exists():
+            os.rename(retired, path)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def check_replaceable(path: Path, *, overwrite: bool = False, marker: str | None = None) -> None:
+    """Refuses an output folder that may not be written or replaced; arguments as of `atomic_folder`."""
     if path.exists() and not path.is_dir():
         raise RankloomError(
             f"{path} is a file, a folder is needed",
@@ -100,29 +138,64 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, marker: str | No
                 action="choose another --out",
                 code="out-foreign",
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
-    temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    retired = path.parent / f".{path.name}.tmp-old-{os.getpid()}"
     try:
-        yield temporary
-        for file in sorted(temporary.rglob("*")):
-            if file.is_file():
-                _fsync_path(file)
-        _fsync_path(temporary)
-        if path.exists():
-            os.rename(path, retired)
-        os.rename(temporary, path)
-        _fsync_path(path.parent)
-    except BaseException:
-        if retired.exists() and not path.exists():
-            os.rename(retired, path)
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+    except OSError as error:
+        raise RankloomError(
+            f"{path} cannot be written: {error.strerror}", place=str(path), action=_ELSEWHERE, code="write-failed"
+        ) from None
+    if not above.is_dir():
+        raise RankloomError(
+            f"{path} cannot be written: {above} is a file", place=str(path), action=_ELSEWHERE, code="write-failed"
+        )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise RankloomError(
+            f"{path} cannot be written: no permission in {above}",
+            place=str(path),
+            action=_ELSEWHERE,
+            code="write-failed",
+        )
+
+
+def check_file_target(path: Path) -> None:
+    """Refuses an output file that cannot be one, before the work whose result it is to hold."""
+    if path.is_dir():
+        raise RankloomError(
+            f"{path} cannot be written: it is a folder",
+            place=str(path),
+            action="name a file",
+            code="write-failed",
+        )
+    check_replaceable(path.absolute().parent, overwrite=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A disk that is full, a file too large, a missing permission: one error that names `path`, from any library."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(path.parent)):
+            raise  # something that is read while this is written
+        fact = error.strerror or str(error)
+        raise RankloomError(
+            f"{path} cannot be written: {fact[:1].lower() + fact[1:]}",
+            place=str(error.filename or path),
+            action=_ELSEWHERE,
+            code="write-failed",
+        ) from error
+    except (SafetensorError, pl.exceptions.PolarsError) as error:
+        # libraries in Rust tell the system's error by its number in their text
+        number = re.search(r"os error (\d+)|code: (\d+)", str(error))
+        if number is None and "transport error" not in str(error):
+            raise
+        fact = os.strerror(int(number[1] or number[2])) if number else "the disk is full, or files may not grow"
+        raise RankloomError(
+            f"{path} cannot be written: {fact[:1].lower() + fact[1:]}",
+            place=str(path),
+            action=_ELSEWHERE,
+            code="write-failed",
+        ) from error
 
 
 def sha256_file(path: str | Path) -> str:

@@ -17,11 +17,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from polars.exceptions import PolarsError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -79,7 +82,12 @@ def check(folder: str | Path) -> dict[str, Any]:
             code="model-foreign",
         )
     manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != "rankloom-model" or "files" not in manifest:
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("format") != "rankloom-model"
+        or not isinstance(manifest.get("files"), dict)
+        or not isinstance(manifest.get("model_version"), str)
+    ):
         raise RankloomError(
             f"{MANIFEST} is not a Rankloom manifest", place=str(folder / MANIFEST), code="model-foreign"
         )
@@ -97,6 +105,10 @@ def check(folder: str | Path) -> dict[str, Any]:
             )
     for name, entry in manifest["files"].items():
         file = folder / name
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= set(entry):
+            raise RankloomError(
+                f"the manifest's entry of {name} is broken", place=str(folder / MANIFEST), code="model-foreign"
+            )
         if Path(name).name != name or not file.is_file():
             raise RankloomError(
                 f"the model folder lacks {name}",
@@ -112,6 +124,23 @@ def check(folder: str | Path) -> dict[str, Any]:
                 code="model-damaged",
             )
     return manifest
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What cannot be understood inside becomes an error that names the file: it is whole, but not of this format."""
+    try:
+        yield
+    except RankloomError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OSError, PolarsError) as error:
+        fact = f"{error} is missing" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise RankloomError(
+            f"{path.name} is not what this version of Rankloom writes: {fact}",
+            place=str(path),
+            action="use the version that wrote the folder, copy the folder again, whole, or train again",
+            code="model-mismatch",
+        ) from error
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:

@@ -189,36 +189,48 @@ class Rankloom:
         """
         folder = Path(path)
         manifest = model_folder.check(folder)
-        raw = read_json(folder / model_folder.CONFIG)
-        config = Config.parse(raw["config"], place=str(folder / model_folder.CONFIG))
-        tokenizer = Tokenizer.from_state(model_folder.read_arrays(folder / model_folder.SEMANTIC_IDS), raw["tokenizer"])
-        model = build_model(config, tokenizer, n_trained=raw["model"]["n_trained"])
-        try:
-            missing, unexpected = model.load_state_dict(
-                model_folder.read_tensors(folder / model_folder.WEIGHTS), strict=False
+        config_path, ids_path, items_path, histories_path, memory_path = (
+            folder / name
+            for name in (
+                model_folder.CONFIG,
+                model_folder.SEMANTIC_IDS,
+                model_folder.ITEMS,
+                model_folder.HISTORIES,
+                model_folder.MEMORY,
             )
-        except RuntimeError as error:
-            missing, unexpected = [str(error)], []
-        if missing or unexpected:
-            raise RankloomError(
-                f"the weights do not fit the configuration: {', '.join([*missing, *unexpected][:3])}",
-                place=str(folder / model_folder.WEIGHTS),
-                action="copy the folder again, whole, or train again",
-                code="model-mismatch",
-            )
-        alive = np.ones(len(tokenizer.semantic_ids.codes), dtype=np.bool_)
-        alive[raw["model"]["removed"]] = False
-        histories_path, memory_path = folder / model_folder.HISTORIES, folder / model_folder.MEMORY
-        histories = pl.read_parquet(histories_path) if histories_path.exists() else empty_histories()
+        )
+        with model_folder.reading(config_path):
+            raw = read_json(config_path)
+            own, tokenizer_meta = raw["model"], raw["tokenizer"]
+            n_trained, mask_seen, weights = int(own["n_trained"]), bool(own["mask_seen"]), Weights(**own["weights"])
+            removed = np.asarray(own["removed"], dtype=np.int64)
+            config = Config.parse(raw["config"], place=str(config_path))
+        with model_folder.reading(ids_path):
+            tokenizer = Tokenizer.from_state(model_folder.read_arrays(ids_path), tokenizer_meta)
+            alive = np.ones(len(tokenizer.semantic_ids.codes), dtype=np.bool_)
+            alive[removed] = False
+        with model_folder.reading(items_path):
+            items = pl.read_parquet(items_path)
+            if items.height != len(alive) or not {"item_id", "title"} <= set(items.columns):
+                raise ValueError(f"{items.height} items for {len(alive)} semantic IDs")
+        with model_folder.reading(histories_path):
+            histories = pl.read_parquet(histories_path) if histories_path.exists() else empty_histories()
+        with model_folder.reading(memory_path):
+            memory = None
+            if memory_path.exists():
+                memory = BehaviourMemory.from_arrays(model_folder.read_arrays(memory_path))
+        with model_folder.reading(folder / model_folder.WEIGHTS):
+            model = build_model(config, tokenizer, n_trained=n_trained)
+            model.load_state_dict(model_folder.read_tensors(folder / model_folder.WEIGHTS))
         return cls(
             config=config,
             tokenizer=tokenizer,
             model=model,
-            items=pl.read_parquet(folder / model_folder.ITEMS),
+            items=items,
             histories=histories,
-            mask_seen=raw["model"]["mask_seen"],
-            weights=Weights(**raw["model"]["weights"]),
-            memory=BehaviourMemory.from_arrays(model_folder.read_arrays(memory_path)) if memory_path.exists() else None,
+            mask_seen=mask_seen,
+            weights=weights,
+            memory=memory,
             metadata=raw.get("metadata", {}),
             model_version=manifest["model_version"],
             alive=alive,
