@@ -65,6 +65,7 @@ def run(
     sys.setswitchinterval(0.0005)
     gc.collect()
     gc.freeze()
+    listener.listen(2048)  # whoever reads the address below may connect at once
     say(
         f"{len(server.campaigns)} campaigns, {server.control.controller.name} decides every {1440 / server.n_ticks:g} minutes"
     )

@@ -43,6 +43,7 @@ class ControlSettings:
     max_ratio: and is at most this many times the cost limit, where there is one.
     stale_ticks: so long a decision is good; after that the standby multiplier of the fallback is used,
         `dead_ticks`: and after so long there are no bids.
+    fade: weight of what was learned of prices before, from tick to tick.
     """
 
     deadline_s: float = 5.0
@@ -50,6 +51,7 @@ class ControlSettings:
     max_ratio: float = 5.0
     stale_ticks: float = 1.5
     dead_ticks: float = 4.0
+    fade: float = 0.98
     seed: int = 0
 
 
@@ -163,6 +165,8 @@ class Control:
     def run(self, now: int, *, traffic: Sequence[SlotTraffic] | None = None, arms: Sequence[Arm] | None = None) -> None:
         """One tick for every arm with an open account (or for `arms`), each cohort of one day and controller together."""
         begun = time.monotonic()
+        for landscape in list(self.engine.landscapes.values()):
+            landscape.fit(fade=self.settings.fade)
         if traffic is not None:
             self.recent = list(traffic)
         engine, ledger = self.engine, self.ledger

@@ -85,7 +85,7 @@ class Arm:
     """
 
     __slots__ = (
-        "account", "blocked_as", "campaign", "creatives", "high", "key", "low", "multiplier", "reasons", "reserved_bids",
+        "account", "blocked_as", "campaign", "creatives", "high", "key", "low", "multiplier", "reasons",
         "standby", "status", "tick",
     )  # fmt: skip
 
@@ -96,7 +96,6 @@ class Arm:
         self.multiplier = self.standby = 0
         self.status = "running"
         self.reasons: Counter[str] = Counter()
-        self.reserved_bids = 0
         self.set_campaign(campaign)
 
     def set_campaign(self, campaign: Campaign) -> None:
@@ -186,7 +185,6 @@ class Engine:
         self.lock = ledger.lock
         self._mac = hashlib.blake2b(key=secret, digest_size=8)
         self.arms: dict[str, Arm] = {arm.key: arm for arm in arms}
-        self.by_account: dict[int, Arm] = {}
         self.killed = False
         self.stale = False
         self.fresh_until = self.dead_after = 1 << 62
@@ -225,7 +223,6 @@ class Engine:
             self._devices = {code for c in own for code in c.targeting.device_types}
             self._segments = {name for c in own for name in (*c.targeting.segments, *c.pcvr) if name != "*"}
             self._attributes = any(creative.attributes for c in own for creative in c.creatives)
-            self.by_account = {arm.account: arm for arm in self.arms.values() if arm.account}
 
     def set_multipliers(self, multipliers: dict[str, int], *, fresh_until: int, dead_after: int) -> None:
         """The control path's word for the coming tick, in micros a conversion."""

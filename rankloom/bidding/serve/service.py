@@ -264,7 +264,6 @@ class BidServer:
             if end is not None:
                 boundary = min(boundary, max(round(end.timestamp() * 1e6), now + 1))
         self.engine.next_boundary = boundary
-        self.engine.by_account = {arm.account: arm for arm in self.engine.arms.values() if arm.account}
         if new:
             self.engine.generation += 1
         return new
@@ -464,7 +463,8 @@ class BidServer:
         return {
             "campaign_id": campaign_id, "name": campaign.name, "status": status, "running": campaign.running(self.clock()),
             "budget_micros": campaign.budget_micros, "target_cpa_micros": campaign.target_cpa_micros,
-            "timezone": campaign.timezone, "currency": self.settings.engine.currency, "arms": arms,
+            "timezone": campaign.timezone,
+            "n_ticks": self.n_ticks, "currency": self.settings.engine.currency, "arms": arms,
         }  # fmt: skip
 
     def explain(self, campaign_id: str) -> dict[str, Any]:

@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
@@ -306,7 +305,8 @@ def resolve(spec: str) -> Callable[[], Controller]:
 
         return SafePacing
     if Path(spec).is_dir():
-        load_bidder = import_module("rankloom.bidding.bidders").load_bidder
+        from rankloom.bidding.bidders import load_bidder
+
         load_bidder(Path(spec))  # a broken folder is told at the start
         return lambda: load_bidder(Path(spec))
     from rankloom.bidding.controllers import controller

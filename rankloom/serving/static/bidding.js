@@ -9,7 +9,7 @@ const words = {
         available: "可用", reserved: "预留", wins: "竞得", conversions: "转化", bidsMade: "出价次数", none: "尚无决策。", of: "/", binding: "约束", source: "决策来源", asked: "控制器要求", more: "出价 +10%", shadows: "影子控制器", kept: "未出价原因", standby: "备用（最小步调）", late: "迟到 / 争议",
         running: "投放中", paused: "已暂停", killed: "已停止", noData: "暂无" },
 };
-let language = navigator.language?.startsWith("zh") ? "zh" : "en", chosen = null, killed = false, last = [];
+let language = navigator.language?.startsWith("zh") ? "zh" : "en", chosen = decodeURIComponent(location.hash.slice(1)) || null, killed = false, last = [];
 const $ = (id) => document.getElementById(id), t = (word) => words[language][word] ?? word, NS = "http://www.w3.org/2000/svg";
 const make = (tag, name, text) => { const e = document.createElement(tag); if (name) e.className = name; if (text !== undefined) e.textContent = text; return e; };
 const draw = (tag, own) => { const e = document.createElementNS(NS, tag); for (const [k, v] of Object.entries(own)) if (k === "text") e.textContent = v; else e.setAttribute(k, v); return e; };
@@ -41,10 +41,10 @@ function card(c) {
   const left = make("div"), side = make("div", "side"), spent = total(c.arms, "spent_micros"), budget = total(c.arms, "budget_micros") || c.budget_micros;
   left.append(make("strong", "", c.name || c.campaign_id), make("small", "", `${c.campaign_id} · ${t(c.status)}`));
   side.append(make("div", "", money(spent)), make("div", "", `${t("of")} ${money(budget)}`));
-  const meter = draw("svg", { class: "meter", viewBox: "0 0 100 6", preserveAspectRatio: "none" }), passed = c.arms[0] ? (100 * c.arms[0].tick) / 48 : 0;
+  const meter = draw("svg", { class: "meter", viewBox: "0 0 100 6", preserveAspectRatio: "none" }), passed = c.arms[0] ? (100 * c.arms[0].tick) / c.n_ticks : 0;
   meter.append(draw("rect", { class: "track", width: 100, height: 6, rx: 1 }), draw("rect", { class: "fill", width: Math.min(100, (100 * spent) / budget), height: 6, rx: 1 }), draw("rect", { class: "tick", x: passed, width: .6, height: 6 }));
   b.append(left, side, meter);
-  b.addEventListener("click", () => { chosen = c.campaign_id; refresh(); });
+  b.addEventListener("click", () => { chosen = c.campaign_id; history.replaceState(null, "", `#${encodeURIComponent(chosen)}`); refresh(); });
   const li = make("li"); li.append(b); return li;
 }
 
@@ -80,7 +80,7 @@ function show(c, day, why) {
   const n = day.n_ticks, s = day.series, now = day.tick;
   if (!s.spend) { for (const id of ["plot-spend", "plot-bids", "plot-cpa"]) plot($(id), { n }); }
   else {
-    const spend = [0, ...sums(s.spend.slice(0, now + 1))].map((v) => v / 1e6), ahead = [spend.at(-1), ...sums(day.plan).map((v) => v / 1e6 + spend.at(-1))];
+    const spend = [0, ...sums(s.spend.slice(0, now + 1))].map((v) => v / 1e6), ahead = [0, ...sums(day.plan)].map((v) => v / 1e6 + spend[now]);
     plot($("plot-spend"), { n, now, area: spend, level: day.budget_micros / 1e6, lines: [["a", spend], ["dash", ahead.slice(0, n - now + 1), now]], width: 900, height: 190 });
     plot($("plot-bids"), { n, now, bars: s.volume, lines: [["a", s.multiplier.slice(0, now + 1).map((v) => v ? v / 1e6 : null), .5]], width: 440 });
     const cost = sums(s.spend), value = sums(s.value), real = sums(s.conversions), ratio = (by, scale) => cost.slice(0, now + 1).map((v, k) => by[k] > 0 ? v / 1e6 / (by[k] / scale) : null);
