@@ -121,7 +121,8 @@ def test_log_actions_stay_in_the_learned_range() -> None:
 
 def test_context_is_one_hot_and_unknown_categories_are_empty(log: Trajectories) -> None:
     context = day_states(day_tensors(log.campaigns, log.history, fallback_target=90.0))[1]
-    assert context.shape[-1] == len(CONTEXT) and context.shape[1] == N_TICKS
+    assert context.shape[-1] == len(CONTEXT)
+    assert context.shape[1] == N_TICKS
     assert torch.equal(context[..., :8].sum(dim=-1), torch.ones(log.n, N_TICKS))
     unknown = type(log.campaigns)(
         log.campaigns.budget_N, log.campaigns.target_cpa_N, np.full(log.n, -1), log.campaigns.name
@@ -132,5 +133,6 @@ def test_context_is_one_hot_and_unknown_categories_are_empty(log: Trajectories) 
 def test_z_scores_have_mean_0_and_std_1_and_constant_columns_stay() -> None:
     x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-4, 1.0, 0.0]) + 5e-4
     scored = Normaliser.fit(x)(x)
-    assert scored[:, :2].mean(dim=0).abs().max() < 0.02 and (scored[:, :2].std(dim=0) - 1).abs().max() < 0.05
+    assert scored[:, :2].mean(dim=0).abs().max() < 0.02
+    assert (scored[:, :2].std(dim=0) - 1).abs().max() < 0.05
     assert scored[:, 2].abs().max() < 1e-3

@@ -134,4 +134,5 @@ def test_a_missing_column_is_named(path: Path) -> None:
 def test_drawn_conversions_have_the_mean_of_the_expected_ones(log: Trajectories) -> None:
     drawn = with_conversions(log, seed=1).history.conversions_NT
     assert drawn.sum() == pytest.approx(log.history.value_NT.sum(), rel=0.1)
-    assert (drawn == np.round(drawn)).all() and not np.array_equal(drawn, log.history.value_NT)
+    assert (drawn == np.round(drawn)).all()
+    assert not np.array_equal(drawn, log.history.value_NT)

@@ -1,0 +1,258 @@
+"""What every learned bidder shares: the training set, the action, the return target, the controller around a network.
+
+**Action.** The multiplier is learned as a bounded residual in log space on the mean of the campaign's own last four log
+multipliers (Kuaishou's online form, GAVE section 4: "a residual on the mean multiplier of the last two hours"):
+
+    log(alpha_t / C) = mean of the last 4 log(alpha / C) + a_t,   |a_t| < RESIDUAL
+
+before the first tick the mean is 0, that is alpha = C. One step can change the multiplier by at most exp(RESIDUAL), and a
+network that has learned "a bit more than before" can no longer grow it without end.
+
+**Return target.** What a return-conditioned policy asks for is never a constant: `ReturnTarget` is a set of expectiles of
+the (normalised) return-to-go given the state, and the policy asks for one of them, chosen on held-out training periods. Returns
+are divided by what the budget buys at the target (budget / C).
+
+Letters: N trajectories, T ticks, D normalised state columns + context columns, E expectiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rankloom.bidding.protocol import Campaigns, Decision, FloatArray, Observation
+from rankloom.bidding.score import DEFAULT_GAMMA
+from rankloom.bidding.state import (
+    CONTEXT,
+    LOG_ACTION_MAX,
+    LOG_ACTION_MIN,
+    STATE,
+    DayTensors,
+    Normaliser,
+    day_states,
+    day_tensors,
+    observation_tensors,
+    reference_target,
+)
+from rankloom.bidding.trajectories import Trajectories
+
+RESIDUAL: Final = 0.7
+ANCHOR_TICKS: Final = 4
+EXPECTILES: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+INPUT_WIDTH: Final = len(STATE) + len(CONTEXT)
+
+
+def anchor(log_action_NT: Tensor, n_states: int) -> Tensor:
+    """(N, S) mean of the last `ANCHOR_TICKS` log actions before each of the ticks 0..S-1; 0 before the first."""
+    zero_N1 = log_action_NT.new_zeros(len(log_action_NT), 1)
+    padded = torch.cat([zero_N1, torch.cumsum(log_action_NT, dim=1)], dim=1)
+    at_S = torch.arange(n_states)
+    count_S = at_S.clamp(max=ANCHOR_TICKS)
+    return (padded[:, at_S] - padded[:, at_S - count_S]) / count_S.clamp_min(1)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Trajectories as tensors.
+
+    Attributes:
+        x_NTD: z-scored state beside context. log_action_NT: log(multiplier / C). residual_NT: what it is above `anchor_NT`.
+        alive_NT: float mask of ticks in which something was decided.
+        reward_NT: score gained in the tick, return_NT: return-to-go of the score, value_return_NT: of the plain value; all over
+            budget / C.
+    """
+
+    x_NTD: Tensor
+    log_action_NT: Tensor
+    anchor_NT: Tensor
+    residual_NT: Tensor
+    alive_NT: Tensor
+    return_NT: Tensor
+    value_return_NT: Tensor
+    normaliser: Normaliser
+    fallback_target: float
+    gamma: float
+
+    @property
+    def n(self) -> int:
+        return self.x_NTD.shape[0]
+
+    @property
+    def next_return_NT(self) -> Tensor:
+        """r_{t+1}; nothing is left to gain after the last tick."""
+        return torch.cat([self.return_NT[:, 1:], torch.zeros_like(self.return_NT[:, :1])], dim=1)
+
+
+def prepare(
+    trajectories: Trajectories, *, gamma: float = DEFAULT_GAMMA, normaliser: Normaliser | None = None
+) -> TrainingSet:
+    """The training set of some trajectories; the normaliser is fitted on them unless one is given."""
+    targets = trajectories.campaigns.target_cpa_N
+    finite = targets[np.isfinite(targets)]
+    fallback = float(np.median(finite)) if finite.size else 1.0
+    day = day_tensors(trajectories.campaigns, trajectories.history, fallback_target=fallback)
+    x_NTD, k_NTK = day_states(day)
+    alive_NT = torch.from_numpy(trajectories.alive_NT.astype(np.float32))
+    if normaliser is None:
+        normaliser = Normaliser.fit(x_NTD[alive_NT > 0])
+    affordable_N1 = (day.budget_N / day.target_N)[:, None]
+    anchor_NT = anchor(day.log_action_NT, x_NTD.shape[1])
+    edge = 0.98 * RESIDUAL
+
+    def over_budget(values: FloatArray) -> Tensor:
+        return torch.from_numpy(values.astype(np.float32)) / affordable_N1
+
+    return TrainingSet(
+        x_NTD=torch.cat([normaliser(x_NTD), k_NTK], dim=-1),
+        log_action_NT=day.log_action_NT,
+        anchor_NT=anchor_NT,
+        residual_NT=(day.log_action_NT - anchor_NT).clamp(-edge, edge),
+        alive_NT=alive_NT,
+        return_NT=over_budget(trajectories.returns_to_go_NT(gamma)),
+        value_return_NT=over_budget(trajectories.returns_to_go_NT(0.0)),
+        normaliser=normaliser,
+        fallback_target=fallback,
+        gamma=gamma,
+    )
+
+
+def mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers with SiLU between them."""
+    layers: list[nn.Module] = []
+    for i, (inner, outer) in enumerate(pairwise(sizes)):
+        layers.append(nn.Linear(inner, outer))
+        if i < len(sizes) - 2:
+            layers.append(nn.SiLU())
+    return nn.Sequential(*layers)
+
+
+def expectile_loss(error: Tensor, tau: Tensor | float) -> Tensor:
+    """|tau - 1(error < 0)| error^2 with error = observed - predicted (GAVE equation 20)."""
+    below = (error < 0).to(error.dtype)
+    return (tau - below).abs() * error**2
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the entries where the mask is 1."""
+    return (values * mask).sum() / mask.sum().clamp_min(1.0)
+
+
+class ReturnTarget(nn.Module):
+    """Expectiles of the return-to-go given the state; (..., D) -> (..., E), in units of budget / C."""
+
+    tau_E: Tensor
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.net = mlp((INPUT_WIDTH, width, width, len(EXPECTILES)))
+        self.register_buffer("tau_E", torch.tensor(EXPECTILES), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+    def loss(self, x_BTD: Tensor, return_BT: Tensor, alive_BT: Tensor) -> Tensor:
+        error_BTE = return_BT[..., None] - self(x_BTD)
+        return masked_mean(expectile_loss(error_BTE, self.tau_E).mean(dim=-1), alive_BT)
+
+    def at(self, x: Tensor, level: float) -> Tensor:
+        """The expectile at `level`, between two trained ones by straight line, never below 0."""
+        out = self(x)
+        place = float(np.interp(level, EXPECTILES, np.arange(len(EXPECTILES))))
+        lower = min(int(place), len(EXPECTILES) - 2)
+        share = place - lower
+        between: Tensor = out[..., lower] * (1 - share) + out[..., lower + 1] * share
+        return between.clamp_min(0.0)
+
+
+class LearnedController(nn.Module):
+    """A network as a controller: states from observations, a bounded log action, the reasons.
+
+    A subclass names its kind, keeps its settings and answers `residual`.
+    """
+
+    kind = "learned"
+
+    def __init__(self, *, normaliser: Normaliser, fallback_target: float, name: str | None = None) -> None:
+        super().__init__()
+        self.name = name or self.kind
+        self.fallback_target = fallback_target
+        self.normaliser = normaliser
+        self._rng = np.random.default_rng(0)
+
+    # --- to be answered by a subclass -------------------------------------------------------------------------------
+
+    def options(self) -> dict[str, Any]:
+        """The constructor's own arguments, JSON-able."""
+        return {}
+
+    def residual(self, x_NSD: Tensor, day: DayTensors, anchor_NS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(N,) residual log action of the last state, and figures that explain it."""
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """A new day: forget what was kept of the last one."""
+
+    sees_history = True
+    """False where `residual` looks at the last state alone: then only that one is built."""
+
+    # --- the controller ---------------------------------------------------------------------------------------------
+
+    def start(self, campaigns: Campaigns, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self.eval()
+        self.begin()
+
+    @torch.inference_mode()
+    def decide(self, observation: Observation) -> Decision:
+        day = observation_tensors(observation, fallback_target=self.fallback_target)
+        n_states = day.volume_NS.shape[1]
+        raw_NSD, context_NSK = day_states(day, last_only=not self.sees_history)
+        x_NSD = torch.cat([self.normaliser(raw_NSD), context_NSK], dim=-1)
+        anchor_NS = anchor(day.log_action_NT, n_states)
+        residual_N, details = self.residual(x_NSD, day, anchor_NS)
+        log_action_N = (anchor_NS[:, -1] + residual_N).clamp(LOG_ACTION_MIN, LOG_ACTION_MAX)
+        target_N = reference_target(observation.campaigns, self.fallback_target)
+        multiplier_N = (torch.exp(log_action_N) * target_N).double().numpy()
+        return Decision(
+            multiplier_N=multiplier_N,
+            binding=binding_constraint(observation),
+            details={name: value.double().numpy() for name, value in details.items()}
+            | {"log_multiplier_over_target": log_action_N.double().numpy()},
+        )
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        tensors = {f"weights.{name}": value for name, value in self.state_dict().items()}
+        tensors |= {"state.mean": self.normaliser.mean_D, "state.std": self.normaliser.std_D}
+        return {name: value.detach().cpu().numpy().copy() for name, value in tensors.items()}
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "fallback_target": self.fallback_target,
+            "state_columns": list(STATE),
+            "options": self.options(),
+        }
+
+
+def bounded(output: Tensor) -> Tensor:
+    """A network's output as a residual inside (-RESIDUAL, RESIDUAL)."""
+    return RESIDUAL * torch.tanh(output)
+
+
+def binding_constraint(observation: Observation) -> tuple[str, ...]:
+    """What holds each campaign back so far: `cpa` when it has paid 98% of its limit or more per conversion, `budget` when
+    money runs ahead of the day, else `none`."""
+    history, campaigns = observation.history, observation.campaigns
+    spent_N, value_N = history.spend_NT.sum(axis=1), history.value_NT.sum(axis=1)
+    tight_N = (spent_N > 0) & (spent_N >= 0.98 * campaigns.target_cpa_N * value_N)
+    ahead_N = observation.remaining_N < 0.95 * campaigns.budget_N * (1 - history.n_ticks / 48)
+    return tuple("cpa" if tight else "budget" if ahead else "none" for tight, ahead in zip(tight_N, ahead_N, strict=True))

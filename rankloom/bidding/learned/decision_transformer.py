@@ -1,0 +1,153 @@
+"""DT and DT-score: the action that went with a return, given the day so far (Chen et al. 2021; as bidders in GAVE and CBD).
+
+DT asks for a sum of values to come; DT-score for a return-to-go of the CPA-penalised score (GAVE equations 13-15 without
+the rest of GAVE: their GAVE-VA ablation). Both predict the bounded residual of `base`, both ask per campaign and per state for an expectile of
+`ReturnTarget`, never for a constant.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankloom.bidding.learned.base import (
+    INPUT_WIDTH,
+    LearnedController,
+    ReturnTarget,
+    TrainingSet,
+    bounded,
+    masked_mean,
+)
+from rankloom.bidding.learned.fitting import Checkpointing, FitConfig, draw, fit
+from rankloom.bidding.learned.transformer import DayTransformer, KeyValue, TransformerConfig
+from rankloom.bidding.state import DayTensors
+
+DEFAULT_LEVEL = 0.8
+
+
+class SequenceController(LearnedController):
+    """A day transformer with an action head and a return target as a controller; keys and values live for a day.
+
+    Args:
+        level: expectile of the return target that is asked for.
+        score_aligned: returns are of the score (DT-score, GAVE), else of the plain value (DT).
+    """
+
+    kind = "dt-score"
+
+    def __init__(
+        self,
+        *,
+        width: int = 64,
+        layers: int = 3,
+        heads: int = 4,
+        window: int | None = None,
+        level: float = DEFAULT_LEVEL,
+        score_aligned: bool = True,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.config = TransformerConfig(input_width=INPUT_WIDTH, width=width, layers=layers, heads=heads, window=window)
+        self.level = level
+        self.score_aligned = score_aligned
+        self.target = ReturnTarget()
+        self.transformer = DayTransformer(self.config)
+        self.action_head = nn.Linear(width, 1)
+        nn.init.zeros_(self.action_head.weight)
+        nn.init.zeros_(self.action_head.bias)
+        self._kept: list[KeyValue] | None = None
+        self._done = 0
+        self._past: Tensor | None = None
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "width": self.config.width,
+            "layers": self.config.layers,
+            "heads": self.config.heads,
+            "window": self.config.window,
+            "level": self.level,
+            "score_aligned": self.score_aligned,
+        }
+
+    def returns_of(self, data: TrainingSet) -> Tensor:
+        return data.return_NT if self.score_aligned else data.value_return_NT
+
+    def begin(self) -> None:
+        self._kept, self._done, self._past = None, 0, None
+
+    def residual(self, x_NSD: Tensor, day: DayTensors, anchor_NS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        tick = x_NSD.shape[1] - 1
+        # kept keys belong to another batch, another day or a record that was since corrected: read the day again
+        stale = (
+            self._done != tick
+            or self._past is None
+            or self._past.shape != day.log_action_NT[:, : max(tick - 1, 0)].shape
+            or not torch.equal(self._past, day.log_action_NT[:, : max(tick - 1, 0)])
+        )
+        if stale:
+            self.begin()
+        wanted_NS = self.target.at(x_NSD, self.level) if self._done < tick else None
+        hidden_NW = torch.zeros(0)
+        for t in range(self._done, tick + 1):
+            wanted_N = wanted_NS[:, t] if wanted_NS is not None else self.target.at(x_NSD[:, t], self.level)
+            previous = self._action_input(day.log_action_NT[:, t - 1]) if t else None
+            hidden_NW, self._kept = self.transformer.step(wanted_N, x_NSD[:, t], previous, t, self._kept)
+        self._done, self._past = tick + 1, day.log_action_NT[:, :tick].clone()
+        residual_N = bounded(self.action_head(hidden_NW)[:, 0])
+        return residual_N, {"return_target": wanted_N * day.budget_N / day.target_N, **self.figures(hidden_NW)}
+
+    def figures(self, hidden_NW: Tensor) -> dict[str, Tensor]:
+        """Further explanations from the state token."""
+        return {}
+
+    @staticmethod
+    def _action_input(log_action: Tensor) -> Tensor:
+        return log_action
+
+    def batch(self, data: TrainingSet, index: Tensor) -> dict[str, Tensor]:
+        returns = self.returns_of(data)
+        next_return = torch.cat([returns[:, 1:], torch.zeros_like(returns[:, :1])], dim=1)
+        return {
+            "return": returns[index],
+            "next_return": next_return[index],
+            "x": data.x_NTD[index],
+            "log_action": data.log_action_NT[index],
+            "anchor": data.anchor_NT[index],
+            "residual": data.residual_NT[index],
+            "alive": data.alive_NT[index],
+        }
+
+
+def train_dt(
+    data: TrainingSet,
+    *,
+    score_aligned: bool = True,
+    config: FitConfig | None = None,
+    seed: int = 0,
+    options: dict[str, Any] | None = None,
+    checkpointing: Checkpointing | None = None,
+    quiet: bool = False,
+) -> tuple[SequenceController, list[dict[str, float]]]:
+    """DT-score, or DT where `score_aligned` is false."""
+    config = config or FitConfig()
+    torch.manual_seed(seed)
+    model = SequenceController(
+        normaliser=data.normaliser,
+        fallback_target=data.fallback_target,
+        name="dt-score" if score_aligned else "dt",
+        score_aligned=score_aligned,
+        **(options or {}),
+    )
+
+    def step_loss(_step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        batch = model.batch(data, draw(data.n, config.batch, generator))
+        hidden_BTW, _actions, _kept = model.transformer(batch["return"], batch["x"], batch["log_action"])
+        predicted_BT = bounded(model.action_head(hidden_BTW)[..., 0])
+        imitation = masked_mean((predicted_BT - batch["residual"]) ** 2, batch["alive"])
+        aim = model.target.loss(batch["x"], batch["return"], batch["alive"])
+        return 10.0 * imitation + aim, {"imitation": float(imitation.detach()), "aim": float(aim.detach())}
+
+    log = fit(model, step_loss, config, seed=seed, label=model.name, checkpointing=checkpointing, quiet=quiet)
+    return model, log

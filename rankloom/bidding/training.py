@@ -1,0 +1,407 @@
+"""`rankloom bid train`: from a trajectory log to a bidder's folder.
+
+    log -> checked -> its periods rebuilt as markets -> response curves -> an expert trained by pathwise gradients
+        -> the population (perturbed expert, hindsight constants, wanderers) -> the asked-for learner -> level of its return target chosen
+        on held-out periods -> folder
+
+The rebuilding needs every seat of a period in the log (what everybody bid is what a counterfactual is made of). `source="log"` trains
+on the logged days alone: that is how the published baselines are trained, and what to use for a log of a few own campaigns. `source="auto"`
+rebuilds where playing the log's own multipliers on the rebuilt days gives the spend that the log says, and says so where it does not.
+
+Every fifth period is held out: nothing is trained on it, and the level that a return-conditioned bidder asks for is chosen there.
+Days that are to be reported on must not be in the log's split at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+
+import numpy as np
+import torch
+
+from rankloom.bidding.bidders import BIDDER, save_bidder
+from rankloom.bidding.day import DayResult, play_day
+from rankloom.bidding.learned.base import EXPECTILES, TrainingSet, prepare
+from rankloom.bidding.learned.cbd import CbdConfig, CbdController, distil, train_cbd
+from rankloom.bidding.learned.decision_transformer import SequenceController, train_dt
+from rankloom.bidding.learned.fitting import Checkpointing, FitConfig
+from rankloom.bidding.learned.gas import train_gas
+from rankloom.bidding.learned.gave import GaveConfig, train_gave
+from rankloom.bidding.learned.offline_rl import METHODS, Method, train_policy
+from rankloom.bidding.learned.pathwise import PathwiseController, train_pathwise
+from rankloom.bidding.population import PopulationConfig, build_population
+from rankloom.bidding.protocol import (
+    Campaigns,
+    Controller,
+    Decision,
+    FloatArray,
+    IntArray,
+    Observation,
+    SavedController,
+)
+from rankloom.bidding.responses import CurveMarket, ResponseCurves
+from rankloom.bidding.score import DEFAULT_GAMMA
+from rankloom.bidding.surrogate import base_budgets, read_log, rebuild_day
+from rankloom.bidding.trajectories import Trajectories, read_trajectories
+from rankloom.errors import RankloomError
+from rankloom.files import sha256_file
+from rankloom.progress import track
+
+CONTROLLERS: Final = ("gave", "cbd", "dt", "dt-score", "iql", "cql", "td3-bc", "bc", "gas", "pathwise", "selector")
+Source = Literal["auto", "rebuilt", "log"]
+HOLD_OUT: Final = 5
+FIDELITY: Final = 0.7
+SAMPLE_FRACTION: Final = 0.06
+
+
+@dataclass(frozen=True)
+class Market:
+    """What can be asked about the training periods: curves of all seat-days, and which of them are held out."""
+
+    curves: ResponseCurves
+    training_M: IntArray
+    held_out_M: IntArray
+    fidelity: float
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What learners learn from.
+
+    Attributes:
+        market: None where the log alone is used. expert: None likewise.
+    """
+
+    trajectories: Trajectories
+    data: TrainingSet
+    market: Market | None
+    expert: PathwiseController | None
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Steps of each part; `None` is the part's own default. `quick` is for tests and documentation.
+
+    Attributes:
+        options: of the sequence models: width, layers, heads, window. widths: of CBD's U-Net.
+        levels: of the return target, among which the held-out periods choose.
+    """
+
+    expert: FitConfig | None = None
+    learner: FitConfig | None = None
+    distillation: FitConfig | None = None
+    population: PopulationConfig | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    widths: tuple[int, ...] | None = None
+    levels: tuple[float, ...] = EXPECTILES
+
+    @classmethod
+    def quick(cls, steps: int = 8) -> Effort:
+        small = FitConfig(steps=steps, batch=16, warmup=2, average=0.9)
+        return cls(
+            expert=small,
+            learner=small,
+            distillation=small,
+            population=PopulationConfig(expert=1),
+            options={"width": 16, "layers": 1, "heads": 2},
+            widths=(8, 8, 8),
+            levels=(0.8,),
+        )
+
+
+def held_out(periods: Sequence[int]) -> set[int]:
+    """Every fifth of the periods in order; none where there are fewer than five."""
+    ordered = sorted(set(periods))
+    return {period for place, period in enumerate(ordered) if place % HOLD_OUT == HOLD_OUT - 1}
+
+
+class _Logged:
+    name = "logged"
+
+    def __init__(self, multiplier_NT: FloatArray) -> None:
+        self.multiplier_NT = multiplier_NT
+
+    def start(self, campaigns: Campaigns, seed: int) -> None: ...
+
+    def decide(self, observation: Observation) -> Decision:
+        return Decision(self.multiplier_NT[:, observation.tick], ("none",) * observation.campaigns.n)
+
+
+def rebuild_market(path: str | Path, logged: Trajectories, *, split: str | None = "train", quiet: bool = False) -> Market:
+    """Curves of the log's periods; fidelity is the correlation over seat-days of logged spend with what the logged multipliers spend there."""
+    log = read_log(path, split)
+    base = base_budgets(log)
+    periods = sorted(int(period) for period in log["period"].unique().to_list())
+    days = [
+        rebuild_day(log, period, sample_fraction=SAMPLE_FRACTION, budgets=base)
+        for period in track(periods, "rebuilding days", unit="days", quiet=quiet)
+    ]
+    curves = ResponseCurves.from_days(days, quiet=quiet)
+    curves = replace(curves, period_N=np.asarray(periods)[curves.period_N])
+    ratio_N = logged.campaigns.budget_N / curves.campaigns.budget_N
+    played = play_day(
+        CurveMarket(curves, np.arange(curves.n), budget_ratio_M=ratio_N), _Logged(logged.history.multiplier_NT)
+    )
+    said, found = logged.history.spend_NT.sum(axis=1), played.history.spend_NT.sum(axis=1)
+    fidelity = float(np.corrcoef(said, found)[0, 1]) if said.std() > 0 and found.std() > 0 else 0.0
+    out = np.isin(curves.period_N, list(held_out(periods)))
+    return Market(curves, np.flatnonzero(~out), np.flatnonzero(out), fidelity)
+
+
+def gather_experience(
+    path: str | Path,
+    *,
+    source: Source = "auto",
+    split: str | None = "train",
+    gamma: float = DEFAULT_GAMMA,
+    effort: Effort | None = None,
+    seed: int = 0,
+    market: Market | None = None,
+    expert: PathwiseController | None = None,
+    checkpointing: Checkpointing | None = None,
+    say: Callable[[str], None] = lambda _text: None,
+    quiet: bool = False,
+) -> Experience:
+    """Log, rebuilt market, expert, population and training set; a market or expert that is there already is used as it is.
+
+    Raises:
+        RankloomError: the log is refused, or `source="rebuilt"` and the rebuilt days do not answer as the log says.
+    """
+    effort = effort or Effort()
+    logged = read_trajectories(path, split=split)
+    out = np.isin(logged.period_N, list(held_out(logged.period_N.tolist())))
+    if source == "auto" and (np.unique(logged.period_N, return_counts=True)[1] < 8).any():
+        say("a period of the log has fewer than 8 seats: nothing can be rebuilt, training on the logged days alone")
+        source = "log"
+    if source != "log" and market is None:
+        market = rebuild_market(path, logged, split=split, quiet=quiet)
+        if market.fidelity < FIDELITY:
+            fact = f"the rebuilt days do not answer as the log says (correlation of spend {market.fidelity:.2f} < {FIDELITY})"
+            if source == "rebuilt":
+                raise RankloomError(fact, place=str(path), action="train with --source log", code="rebuild-unfaithful")
+            say(f"{fact}: training on the logged days alone")
+            market = None
+        else:
+            say(f"rebuilt {len(np.unique(market.curves.period_N))} periods, correlation of spend with the log {market.fidelity:.2f}")
+    if market is None or source == "log":
+        trajectories = logged.select(~out)
+        return Experience(trajectories, prepare(trajectories, gamma=gamma), None, None)
+    if expert is None:
+        first = build_population(market.curves, market.training_M, None, config=effort.population, seed=seed)
+        scored = prepare(first, gamma=gamma)
+        expert, _log = train_pathwise(
+            market.curves,
+            market.training_M,
+            scored.normaliser,
+            fallback_target=scored.fallback_target,
+            gamma=gamma,
+            config=effort.expert,
+            seed=seed,
+            checkpointing=checkpointing,
+            quiet=quiet,
+        )
+    trajectories = build_population(market.curves, market.training_M, expert, config=effort.population, seed=seed)
+    return Experience(trajectories, prepare(trajectories, gamma=gamma), market, expert)
+
+
+def held_out_results(controller: Controller, market: Market, *, budget_ratio: float = 1.0, seed: int = 0) -> DayResult:
+    """The controller in all held-out seat-days at once, on the curves."""
+    return play_day(CurveMarket(market.curves, market.held_out_M, budget_ratio_M=budget_ratio), controller, seed=seed)
+
+
+def choose_level(
+    controller: SequenceController | CbdController,
+    market: Market,
+    *,
+    levels: Sequence[float] = EXPECTILES,
+    gamma: float = DEFAULT_GAMMA,
+    seed: int = 0,
+) -> dict[float, float]:
+    """Sets the expectile that is asked for to the one with the best held-out score; returns all scores."""
+    scores: dict[float, float] = {}
+    if not len(market.held_out_M):
+        return scores
+
+    def ask(level: float) -> None:
+        if isinstance(controller, CbdController):
+            controller.cbd = replace(controller.cbd, level=level)
+        else:
+            controller.level = level
+
+    for level in levels:
+        ask(level)
+        scores[level] = float(held_out_results(controller, market, seed=seed).outcome.score(gamma).mean())
+    ask(max(scores, key=lambda level: scores[level]))
+    return scores
+
+
+def learn(
+    controller: str,
+    experience: Experience,
+    *,
+    effort: Effort | None = None,
+    seed: int = 0,
+    gave: GaveConfig | None = None,
+    cbd: CbdConfig | None = None,
+    checkpointing: Checkpointing | None = None,
+    say: Callable[[str], None] = lambda _text: None,
+    quiet: bool = False,
+) -> tuple[SavedController, dict[str, Any]]:
+    """One learner on the experience; returns it and figures of the run.
+
+    Raises:
+        RankloomError: no learner is called so, or it needs rebuilt days and there are none.
+    """
+    effort = effort or Effort()
+    data, market = experience.data, experience.market
+    common: dict[str, Any] = {"seed": seed, "checkpointing": checkpointing, "quiet": quiet}
+    config = effort.learner
+    learned: SavedController
+    if controller in ("dt", "dt-score"):
+        learned, log = train_dt(data, score_aligned=controller == "dt-score", config=config, options=effort.options, **common)
+    elif controller == "gave":
+        learned, log = train_gave(data, gave=gave, config=config, options=effort.options, **common)
+    elif controller == "gas":
+        learned, log = train_gas(data, config=config, options=effort.options, **common)
+    elif controller == "cbd":
+        cbd = cbd or CbdConfig()
+        cbd = cbd if effort.widths is None else replace(cbd, widths=effort.widths)
+        teacher, log = train_cbd(data, experience.trajectories, cbd=cbd, config=config, **common)
+        learned, _distance = distil(teacher, data, config=effort.distillation, **common)
+        learned.name = "cbd"
+    elif controller in METHODS:
+        learned, log = train_policy(data, method=cast(Method, controller), config=config, **common)
+    elif controller in ("pathwise", "selector"):
+        if experience.expert is None or market is None:
+            raise RankloomError(
+                f"{controller} is trained on rebuilt days, and this log allows none",
+                place="--controller",
+                action="log every seat of every period, or choose another controller",
+                code="controller-needs-market",
+            )
+        if controller == "selector":
+            return _selector(experience, market, effort, common, say)
+        learned, log = experience.expert, []
+    else:
+        raise RankloomError(
+            f"no learned controller is called {controller!r}",
+            place="--controller",
+            action=f"choose one of {', '.join(CONTROLLERS)}",
+            code="controller-unknown",
+        )
+    figures: dict[str, Any] = {"trajectories": data.n, "source": "rebuilt days" if market else "log", "seed": seed}
+    if log:
+        figures["last"] = {name: round(value, 5) for name, value in log[-1].items()}
+    if market is not None and len(market.held_out_M):
+        if isinstance(learned, SequenceController | CbdController):
+            scores = choose_level(learned, market, levels=effort.levels, gamma=data.gamma)
+            figures["held_out_score_by_level"] = {str(level): round(value, 3) for level, value in scores.items()}
+        figures["held_out_score"] = round(float(held_out_results(learned, market).outcome.score(data.gamma).mean()), 3)
+        say(f"{learned.name}: Score {figures['held_out_score']:.2f} on held-out training periods")
+    return learned, figures
+
+
+def _selector(
+    experience: Experience, market: Market, effort: Effort, common: dict[str, Any], say: Callable[[str], None]
+) -> tuple[SavedController, dict[str, Any]]:
+    from rankloom.bidding.controllers import controller
+    from rankloom.bidding.selector import Selector
+
+    members: list[SavedController] = []
+    for name in ("mpc", "min-pacing"):
+        built_in = controller(name)
+        assert isinstance(built_in, SavedController)
+        members.append(built_in)
+    for name in ("dt-score", "gave"):
+        members.append(learn(name, experience, effort=effort, say=say, **common)[0])
+    affordable = market.curves.campaigns.budget_N / market.curves.campaigns.target_cpa_N
+    selector = Selector(members, edges=np.quantile(affordable, [1 / 3, 2 / 3]).tolist())
+    results = [[held_out_results(member, market, budget_ratio=ratio) for ratio in (0.75, 1.0, 1.25)] for member in members]
+    selector.learn_from(results)
+    best = selector.estimates().argmax(axis=1)
+    figures = {"segments": {f"segment {i}": members[int(m)].name for i, m in enumerate(best)}}
+    return selector, figures
+
+
+def train_bidder(
+    path: str | Path,
+    controller: str,
+    out: str | Path,
+    *,
+    source: Source = "auto",
+    split: str | None = "train",
+    gamma: float = DEFAULT_GAMMA,
+    seed: int = 0,
+    steps: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    effort: Effort | None = None,
+    say: Callable[[str], None] = lambda _text: None,
+    quiet: bool = False,
+) -> SavedController:
+    """The whole way; see the module's text.
+
+    Args:
+        steps: training steps of the learner, instead of its default.
+        resume: go on from the checkpoints that an interrupted run with the same log and flags left beside `out`.
+
+    Raises:
+        RankloomError: unknown controller, refused log, `out` in the way; nothing is written then.
+    """
+    out = Path(out).absolute()
+    if controller not in CONTROLLERS:
+        raise RankloomError(
+            f"no learned controller is called {controller!r}",
+            place="--controller",
+            action=f"choose one of {', '.join(CONTROLLERS)}",
+            code="controller-unknown",
+        )
+    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
+        raise RankloomError(
+            f"{out} exists",
+            place="--out",
+            action="choose another --out, or pass --overwrite to replace a bidder",
+            code="out-exists",
+        )
+    if out.is_dir() and any(out.iterdir()) and not (out / BIDDER).is_file():
+        raise RankloomError(
+            f"the folder {out} is not a bidder; it is not replaced", place="--out", action="choose another --out", code="out-foreign"
+        )
+    effort = effort or Effort()
+    if steps is not None:
+        effort = replace(effort, learner=replace(effort.learner or _default_config(controller), steps=steps))
+    told = f"{sha256_file(path) if Path(path).is_file() else ''}:{controller}:{source}:{split}:{gamma}:{seed}:{effort}"
+    work = out.parent / f".{out.name}.training"
+    checkpointing = Checkpointing(
+        folder=work, fingerprint=hashlib.sha256(told.encode()).hexdigest()[:16], resume=resume
+    )
+    torch.manual_seed(seed)
+    experience = gather_experience(
+        path, source=source, split=split, gamma=gamma, effort=effort, seed=seed, checkpointing=checkpointing, say=say, quiet=quiet
+    )
+    learned, figures = learn(
+        controller, experience, effort=effort, seed=seed, checkpointing=checkpointing, say=say, quiet=quiet
+    )
+    save_bidder(
+        out,
+        learned,
+        training={"log": Path(path).name, "split": split, "gamma": gamma, **figures},
+        overwrite=overwrite,
+    )
+    for leftover in work.glob("*.safetensors"):
+        leftover.unlink()
+    if work.is_dir() and not any(work.iterdir()):
+        work.rmdir()
+    return learned
+
+
+def _default_config(controller: str) -> FitConfig:
+    if controller in METHODS:
+        return FitConfig(steps=3000, batch=512, learning_rate=1e-3, average=0.995)
+    if controller == "cbd":
+        return FitConfig(steps=1000, batch=64, learning_rate=1e-3, average=0.995)
+    return FitConfig()

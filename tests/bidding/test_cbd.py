@@ -1,0 +1,281 @@
+"""CBD: what the completer's loss counts, that the observed prefix stays, which way the aligner moves, plan validity."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rankloom.bidding.day import play_day
+from rankloom.bidding.learned.base import TrainingSet, prepare
+from rankloom.bidding.learned.cbd import (
+    BUDGET,
+    PLAN,
+    PROPERTIES,
+    TIME,
+    CbdConfig,
+    CbdController,
+    answer_loss,
+    cosine_signal,
+    distil,
+    impose,
+    inverse_loss,
+    plan_validity,
+    query_mask,
+    train_cbd,
+    trajectory_properties,
+)
+from rankloom.bidding.learned.fitting import FitConfig
+from rankloom.bidding.protocol import N_TICKS
+from rankloom.bidding.replay import ReplayMarket
+from rankloom.bidding.trajectories import Trajectories
+from tests.bidding.small_log import small_day, small_log
+
+SMALL = CbdConfig(widths=(8, 8, 8), diffusion_steps=20, sampling_steps=3)
+FEW = FitConfig(steps=4, batch=8, warmup=1, average=0.9)
+
+
+@pytest.fixture(scope="module")
+def log() -> Trajectories:
+    return small_log(2)
+
+
+@pytest.fixture(scope="module")
+def data(log: Trajectories) -> TrainingSet:
+    return prepare(log)
+
+
+@pytest.fixture(scope="module")
+def model(log: Trajectories, data: TrainingSet) -> CbdController:
+    return train_cbd(data, log, cbd=SMALL, config=FEW, quiet=True)[0]
+
+
+def plans_of(data: TrainingSet, n: int = 4) -> Tensor:
+    from rankloom.bidding.learned.cbd import PLAN_COLUMNS
+
+    return data.x_NTD[:n, :, list(PLAN_COLUMNS)]
+
+
+# --- completer --------------------------------------------------------------------------------------------------------
+
+
+def test_a_query_of_length_t_shows_positions_0_to_t() -> None:
+    assert query_mask(torch.tensor([0, 2]), 5).tolist() == [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0]]
+
+
+@given(st.lists(st.integers(0, 46), min_size=1, max_size=4))
+def test_the_loss_counts_the_answer_alone(lengths: list[int]) -> None:
+    known = query_mask(torch.tensor(lengths))
+    error = torch.full((len(lengths), N_TICKS, 3), 2.0)
+    error[known > 0] = 1e6
+    assert answer_loss(error, known).item() == pytest.approx(4.0)
+
+
+def test_query_lengths_and_diffusion_steps_are_drawn_per_sample(model: CbdController, data: TrainingSet) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = model.unet.register_forward_pre_hook(lambda _m, args: seen.append((args[1], args[2])))
+    condition = torch.zeros(64, model.unet.condition_mlp[0].in_features)
+    model.completer_loss(plans_of(data, 20).repeat(4, 1, 1)[:64], condition, torch.Generator().manual_seed(0))
+    handle.remove()
+    known, step = seen[0]
+    assert len(known.sum(dim=1).unique()) > 20
+    assert len(step.unique()) > 10
+
+
+def test_the_network_sees_the_clean_prefix_and_a_noised_answer(model: CbdController, data: TrainingSet) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = model.unet.register_forward_pre_hook(lambda _m, args: seen.append((args[0], args[1])))
+    plan = plans_of(data, 8)
+    model.completer_loss(plan, torch.zeros(8, model.unet.condition_mlp[0].in_features), torch.Generator().manual_seed(0))
+    handle.remove()
+    noised, known = seen[0]
+    assert torch.equal(noised[known > 0], plan[known > 0])
+    assert (noised[known == 0] != plan[known == 0]).float().mean() > 0.99
+
+
+def test_a_plain_diffuser_sees_noise_everywhere_and_answers_for_all_of_it(log: Trajectories, data: TrainingSet) -> None:
+    plain = train_cbd(data, log, cbd=replace(SMALL, completer=False), config=FEW, quiet=True)[0]
+    seen: list[Tensor] = []
+    handle = plain.unet.register_forward_pre_hook(lambda _m, args: seen.append(args[1]))
+    plain.completer_loss(plans_of(data), torch.zeros(4, plain.unet.condition_mlp[0].in_features), torch.Generator())
+    handle.remove()
+    assert seen[0].sum() == 0
+
+
+@pytest.mark.parametrize("predict", ["x0", "epsilon"])
+def test_the_prefix_is_written_in_before_every_denoising_step(model: CbdController, data: TrainingSet, predict: str) -> None:
+    model.cbd = replace(SMALL, predict=predict)  # type: ignore[arg-type]
+    observed, known = plans_of(data), query_mask(torch.tensor([0, 5, 20, 40]))
+    seen: list[Tensor] = []
+    handle = model.unet.register_forward_pre_hook(lambda _m, args: seen.append(args[0].clone()))
+    with torch.no_grad():
+        condition = torch.zeros(4, model.unet.condition_mlp[0].in_features)
+        plan = model.complete(observed, known, condition, torch.Generator().manual_seed(0), steps=5)
+    handle.remove()
+    model.cbd = SMALL
+    assert len(seen) == 5
+    for given_ in [*seen, plan]:
+        assert torch.equal(given_[known > 0], observed[known > 0])
+    assert not torch.equal(seen[0][known == 0], seen[1][known == 0])
+
+
+def test_the_two_parametrisations_agree_on_what_was_predicted(model: CbdController) -> None:
+    x = torch.randn(2, N_TICKS, len(PLAN), generator=torch.Generator().manual_seed(0))
+    known, condition = torch.zeros(2, N_TICKS), torch.zeros(2, model.unet.condition_mlp[0].in_features)
+    signal = model.signal_K[10]
+    for predict in ("x0", "epsilon"):
+        model.cbd = replace(SMALL, predict=predict)  # type: ignore[arg-type]
+        with torch.no_grad():
+            clean, noise = model.denoise(x, known, 10, condition)
+        torch.testing.assert_close(signal.sqrt() * clean + (1 - signal).sqrt() * noise, x, rtol=1e-4, atol=1e-4)
+    model.cbd = SMALL
+
+
+def test_the_schedule_goes_from_signal_to_noise() -> None:
+    signal = cosine_signal(100)
+    assert (signal.diff() <= 0).all()
+    assert signal[0] > 0.99
+    assert signal[-1] < 1e-3
+
+
+# --- aligner ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wish", [-2.0, 2.0])
+def test_one_step_brings_the_plan_nearer_to_what_was_asked_in_both_directions(
+    model: CbdController, data: TrainingSet, wish: float
+) -> None:
+    plan, known = plans_of(data), query_mask(torch.tensor([10, 10, 10, 10]))
+    present = torch.tensor([[1.0, 0.0, 0.0]]).expand(4, 3)
+    wishes = model.property_mean + wish * model.property_std * present
+    static = model.static(data.x_NTD[:4])
+    before = model.misalignment(plan, wishes, present, static)
+    moved = model.align(plan, known, wishes, present, static, step=0.1)
+    assert (model.misalignment(moved, wishes, present, static) < before).all()
+    assert torch.equal(moved[known > 0], plan[known > 0])
+    assert not torch.equal(moved, plan)
+
+
+def test_properties_that_nobody_asks_for_do_not_move_the_plan(model: CbdController, data: TrainingSet) -> None:
+    plan, known, nothing = plans_of(data), query_mask(torch.tensor([3, 3, 3, 3])), torch.zeros(4, 3)
+    moved = model.align(plan, known, nothing, nothing, model.static(data.x_NTD[:4]), step=1.0)
+    assert torch.equal(moved, plan)
+
+
+def test_sampling_keeps_the_best_aligned_plan(model: CbdController, data: TrainingSet) -> None:
+    x = data.x_NTD[:4, :7]
+    model.start(small_day(0)[0].campaigns, 0)
+    model.cbd = replace(SMALL, aligner="none")
+    one = model.plan(x)[0]
+    model.cbd = replace(SMALL, aligner="sample", align_samples=8)
+    model.start(small_day(0)[0].campaigns, 0)
+    best, wish = model.plan(x)
+    model.cbd = SMALL
+    present = torch.tensor([[1.0, 0.0, 0.0]]).expand(4, 3)
+    static = model.static(x)
+    # eight plans were drawn: the kept one is at most as far off, on average, as a single draw
+    assert model.misalignment(best, wish, present, static).mean() <= model.misalignment(one, wish, present, static).mean()
+
+
+# --- actions, properties, validity -------------------------------------------------------------------------------------
+
+
+def test_the_action_follows_from_three_states_and_the_planned_next_one(model: CbdController, data: TrainingSet) -> None:
+    plan, static = plans_of(data), model.static(data.x_NTD[:4])
+    base = model.act(plan, 10, static)
+    for place, matters in ((7, False), (8, True), (9, True), (10, True), (11, True), (12, False)):
+        changed = plan.clone()
+        changed[:, place] += 1.0
+        assert torch.equal(model.act(changed, 10, static), base) is not matters
+
+
+def test_inverse_loss_ignores_ticks_in_which_nothing_was_decided(model: CbdController, data: TrainingSet) -> None:
+    plan, static = plans_of(data), model.static(data.x_NTD[:4])
+    residual, alive = data.residual_NT[:4].clone(), torch.ones(4, N_TICKS)
+    alive[:, 30:] = 0
+    before = inverse_loss(model, plan, residual, alive, static)
+    residual[:, 30:] += 5.0
+    assert torch.equal(inverse_loss(model, plan, residual, alive, static), before)
+
+
+def test_properties_by_hand(log: Trajectories) -> None:
+    spend = np.zeros((log.n, N_TICKS))
+    spend[:, 0], spend[:, 40] = 3.0, 1.0
+    shaped = replace(log, history=replace(log.history, spend_NT=spend))
+    found = trajectory_properties(shaped, torch.arange(log.n).float())
+    assert found[:, PROPERTIES.index("early_spend")].tolist() == pytest.approx([0.75] * log.n)
+    flat = replace(log, history=replace(log.history, spend_NT=np.ones((log.n, N_TICKS))))
+    smooth = trajectory_properties(flat, torch.zeros(log.n))[:, PROPERTIES.index("roughness")]
+    assert smooth.max() < 1e-5
+    assert (found[:, PROPERTIES.index("roughness")] > 3).all()
+
+
+def test_a_plan_is_valid_while_its_budget_never_rises_and_its_clock_runs() -> None:
+    plan = torch.zeros(4, N_TICKS, len(PLAN))
+    plan[..., TIME] = 1 - torch.arange(N_TICKS) / N_TICKS
+    plan[..., BUDGET] = torch.linspace(1, 0.1, N_TICKS)
+    plan[1, 30, BUDGET] += 0.2
+    plan[2, :, TIME] = 0.5
+    plan[3, 40:, BUDGET] = -0.3
+    assert plan_validity(plan, 5).tolist() == [True, False, False, False]
+    # what lies before the plan begins is history, not plan
+    assert plan_validity(plan, 35).tolist()[1] is True
+
+
+def test_real_days_are_valid_plans(model: CbdController, data: TrainingSet) -> None:
+    assert plan_validity(model.raw(plans_of(data, 20)), 0).all()
+
+
+# --- training and the student ------------------------------------------------------------------------------------------
+
+
+def test_one_seed_is_one_planner(log: Trajectories, data: TrainingSet, model: CbdController) -> None:
+    again = train_cbd(data, log, cbd=SMALL, config=FEW, quiet=True)[0]
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_a_student_nears_the_teachers_plans_and_needs_one_pass(model: CbdController, data: TrainingSet) -> None:
+    student, log = distil(model, data, config=FitConfig(steps=25, batch=8, warmup=2, learning_rate=3e-3, average=0.0), quiet=True)
+    assert log[-1]["distance"] < log[0]["distance"]
+    for part in ("return_model", "inverse", "target"):
+        mine, theirs = getattr(student, part).state_dict(), getattr(model, part).state_dict()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    passes: list[int] = []
+    handle = student.unet.register_forward_hook(lambda *_: passes.append(1))
+    student.start(small_day(0)[0].campaigns, 0)
+    student.plan(data.x_NTD[:4, :9])
+    handle.remove()
+    assert len(passes) == 1
+
+
+def test_a_day_is_played_with_plans_and_the_same_seed_plays_it_again(model: CbdController) -> None:
+    market = ReplayMarket(small_day(5)[0])
+    first, second = (play_day(market, model, seed=3).history.multiplier_NT for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, play_day(market, model, seed=4).history.multiplier_NT)
+
+
+def test_what_is_asked_for_reaches_the_condition(model: CbdController, data: TrainingSet) -> None:
+    model.ask = {"early_spend": 0.9}
+    wish, present = model.wishes(data.x_NTD[:3, :5])
+    model.ask = {}
+    assert wish[:, 1].tolist() == pytest.approx([0.9] * 3)
+    assert present.tolist() == [[1.0, 1.0, 0.0]] * 3
+    condition = model.condition(wish, present, model.static(data.x_NTD[:3]))
+    assert (condition[:, 2] == 0).all()
+    assert (condition[:, 3:6] == present).all()
+
+
+def test_impose_takes_known_positions_from_what_was_observed() -> None:
+    plan, observed = torch.zeros(1, 3, 2), torch.ones(1, 3, 2)
+    assert impose(plan, observed, torch.tensor([[1.0, 0.0, 1.0]]))[0, :, 0].tolist() == [1.0, 0.0, 1.0]
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="sampling_steps"):
+        CbdConfig(diffusion_steps=10, sampling_steps=11)

@@ -1,0 +1,181 @@
+"""From a log to a bidder's folder: every learner, held-out periods, the selector, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from rankloom.bidding.bidders import BIDDER, WEIGHTS, load_bidder, save_bidder
+from rankloom.bidding.controllers import controller
+from rankloom.bidding.day import DayResult, play_day
+from rankloom.bidding.protocol import SavedController
+from rankloom.bidding.replay import ReplayMarket
+from rankloom.bidding.selector import Selector
+from rankloom.bidding.training import (
+    CONTROLLERS,
+    Effort,
+    Experience,
+    gather_experience,
+    held_out,
+    held_out_results,
+    learn,
+    train_bidder,
+)
+from rankloom.bidding.trajectories import write_trajectories
+from rankloom.cli import app
+from rankloom.errors import RankloomError
+from tests.bidding.small_log import small_day, small_log
+
+
+@pytest.fixture(scope="module")
+def log_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("log") / "log.parquet"
+    write_trajectories(path, small_log(5))
+    return path
+
+
+@pytest.fixture(scope="module")
+def experience(log_path: Path) -> Experience:
+    return gather_experience(log_path, effort=Effort.quick(3), quiet=True)
+
+
+def test_every_fifth_period_is_held_out() -> None:
+    assert held_out([7, 8, 9, 10, 11, 12, 13, 14, 15, 16]) == {11, 16}
+    assert held_out([1, 2, 3]) == set()
+
+
+def test_nothing_is_learned_from_held_out_periods(experience: Experience) -> None:
+    market = experience.market
+    assert market is not None
+    assert set(experience.trajectories.period_N.tolist()) == {0, 1, 2, 3}
+    assert set(market.curves.period_N[market.held_out_M].tolist()) == {4}
+    assert market.fidelity > 0.9
+
+
+@pytest.mark.parametrize("name", [each for each in CONTROLLERS if each != "selector"])
+def test_every_learner_is_saved_and_loaded_as_the_same_bidder(name: str, experience: Experience, tmp_path: Path) -> None:
+    learned, figures = learn(name, experience, effort=Effort.quick(2), quiet=True)
+    assert np.isfinite(figures["held_out_score"])
+    save_bidder(tmp_path / "b", learned, training=figures)
+    loaded = load_bidder(tmp_path / "b")
+    assert loaded.name == learned.name
+    assert loaded.settings() == learned.settings()
+    market = ReplayMarket(small_day(9, seats=6, per_tick=8)[0])
+    first, second = (play_day(market, each, seed=1).history.multiplier_NT for each in (learned, loaded))
+    np.testing.assert_array_equal(first, second)
+    assert "held_out_score" in (tmp_path / "b" / "README.md").read_text()
+
+
+def test_the_command_trains_a_bidder_that_evaluate_finds(log_path: Path, tmp_path: Path) -> None:
+    arguments = ["bid", "train", "--trajectories", str(log_path), "--controller", "bc", "--source", "log", "--steps", "5"]
+    out = tmp_path / "bidder"
+    result = CliRunner().invoke(app, [*arguments, "--out", str(out)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    described = json.loads((out / BIDDER).read_text())
+    assert described["training"]["source"] == "log"
+    assert described["settings"]["kind"] == "policy"
+    assert load_bidder(out).name == "bc"
+    assert not [each for each in tmp_path.iterdir() if each.name.startswith(".")]
+
+
+def test_a_folder_in_the_way_is_refused_before_any_work(log_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(RankloomError) as error:
+            train_bidder(log_path, "bc", tmp_path, overwrite=overwrite, quiet=True)
+        assert error.value.code in ("out-exists", "out-foreign")
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["ppo", ""])
+def test_unknown_controllers_are_refused(name: str, log_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(RankloomError, match="choose one of gave"):
+        train_bidder(log_path, name, tmp_path / "b", quiet=True)
+
+
+def test_a_log_of_few_seats_is_learned_from_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "few.parquet"
+    log = small_log(2)
+    write_trajectories(path, log.select(log.seat_N < 4))
+    said: list[str] = []
+    found = gather_experience(path, effort=Effort.quick(2), say=said.append, quiet=True)
+    assert found.market is None
+    assert found.trajectories.n == 8
+    assert "fewer than 8 seats" in said[0]
+    with pytest.raises(RankloomError, match="rebuilt days"):
+        learn("pathwise", found, quiet=True)
+
+
+def test_a_damaged_bidder_is_refused_by_the_name_of_the_file(experience: Experience, tmp_path: Path) -> None:
+    learned, _ = learn("bc", experience, effort=Effort.quick(1), quiet=True)
+    save_bidder(tmp_path / "b", learned)
+    weights = tmp_path / "b" / WEIGHTS
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(RankloomError, match=WEIGHTS):
+        load_bidder(tmp_path / "b")
+    with pytest.raises(RankloomError, match="no bidder's folder"):
+        load_bidder(tmp_path)
+
+
+# --- the selector -----------------------------------------------------------------------------------------------------
+
+
+def built_in(name: str) -> SavedController:
+    found = controller(name)
+    assert isinstance(found, SavedController)
+    return found
+
+
+def results_of(selector: Selector, experience: Experience) -> list[list[DayResult]]:
+    assert experience.market is not None
+    return [[held_out_results(member, experience.market)] for member in selector.members]
+
+
+def test_the_selector_plays_in_each_segment_the_member_that_was_best_there() -> None:
+    selector = Selector([built_in("constant"), built_in("constant-1.2")], edges=[11.0])
+    campaigns = small_day(0)[0].campaigns
+    small = campaigns.budget_N / campaigns.target_cpa_N < 11.0
+    assert small.any()
+    assert not small.all()
+    for _ in range(20):
+        selector.record(0, campaigns, np.where(small, 5.0, 1.0))
+        selector.record(1, campaigns, np.where(small, 1.0, 5.0))
+    selector.start(campaigns, 0)
+    np.testing.assert_array_equal(selector._chosen_N, np.where(small, 0, 1))
+
+
+def test_a_segment_that_saw_little_follows_the_overall_mean() -> None:
+    selector = Selector([built_in("constant"), built_in("constant-1.2")], edges=[11.0])
+    campaigns = small_day(0)[0].campaigns
+    share = campaigns.budget_N / campaigns.target_cpa_N
+    for _ in range(50):
+        selector.record(0, campaigns, np.where(share < 11.0, 0.0, 0.8 * share))
+        selector.record(1, campaigns, np.where(share < 11.0, 0.0, 0.4 * share))
+    selector.count_SM[0] = 1.0
+    selector.mean_SM[0] = [0.0, 0.01]
+    assert selector.estimates()[0].argmax() == 0
+
+
+def test_the_selector_learns_from_days_and_is_saved_with_its_members(experience: Experience, tmp_path: Path) -> None:
+    selector = Selector([built_in("constant"), built_in("min-pacing"), built_in("mpc")], explore=0.5)
+    selector.learn_from(results_of(selector, experience))
+    assert (selector.count_SM.sum(axis=0) == 10).all()
+    save_bidder(tmp_path / "s", selector)
+    loaded = load_bidder(tmp_path / "s")
+    market = ReplayMarket(small_day(9, seats=6, per_tick=8)[0])
+    first, second = (play_day(market, each, seed=3) for each in (selector, loaded))
+    np.testing.assert_array_equal(first.history.multiplier_NT, second.history.multiplier_NT)
+    before = selector.count_SM.sum()
+    selector.learn_own_day(first.campaigns, first.history, first.judged_N)
+    assert selector.count_SM.sum() == before + 6
+
+
+def test_a_selector_without_members_is_refused() -> None:
+    with pytest.raises(ValueError, match="member"):
+        Selector([])
