@@ -207,7 +207,10 @@ def main() -> int:
     parser.add_argument("--mutants", type=int, default=200, metavar="N", help="size of the sample")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), metavar="FOLDER", help="folders of rankloom/")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="mutants at a time")
-    bench = Benchmark.from_args("mutation", parser=parser, sources=("rankloom", "tests", "benchmarks/_mutants.py"))
+    # what is mutated and what tests it: a change elsewhere leaves finished mutants valid
+    sources = [f"{root}/{part}" for part in PARTS for root in ("rankloom", "tests")]
+    sources += ["tests/conftest.py", "tests/test_recommender.py", "benchmarks/_mutants.py"]
+    bench = Benchmark.from_args("mutation", parser=parser, sources=sources)
     count = 10 if bench.quick else bench.args.mutants
     parts = list(bench.args.parts)
 
