@@ -28,7 +28,8 @@ def cpa_ratio(value: ArrayLike, cost: ArrayLike, target_cpa: ArrayLike) -> Float
     value_, cost_, target = (np.asarray(each, dtype=np.float64) for each in (value, cost, target_cpa))
     allowed = np.where(value_ > 0, value_, 0.0) * np.where(np.isfinite(target), target, 0.0)
     spent, allowed = np.broadcast_arrays(cost_, allowed)
-    ratio = np.divide(spent, allowed, out=np.full(spent.shape, np.inf), where=allowed > 0)
+    with np.errstate(over="ignore"):  # money over next to no value is infinitely dear
+        ratio = np.divide(spent, allowed, out=np.full(spent.shape, np.inf), where=allowed > 0)
     limitless = np.broadcast_to(~np.isfinite(target) & (value_ > 0), spent.shape)
     return np.where((spent <= 0) | limitless, 0.0, ratio)
 
@@ -46,7 +47,8 @@ def score(value: ArrayLike, cost: ArrayLike, target_cpa: ArrayLike, gamma: float
         raise ValueError(f"gamma must be at least 0, not {gamma}")
     value_ = np.asarray(value, dtype=np.float64)
     over = np.maximum(cpa_ratio(value_, cost, target_cpa), 1.0)
-    penalty = np.where(np.isfinite(over), over, 1.0) ** -gamma
+    with np.errstate(under="ignore"):
+        penalty = over**-gamma
     return np.asarray(np.where(value_ > 0, value_ * penalty, 0.0), dtype=np.float64)
 
 

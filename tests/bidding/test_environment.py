@@ -14,6 +14,7 @@ from rankloom.errors import RankloomError  # noqa: E402
 SETTINGS = MarketSettings(opportunities=1_000)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_gymnasium_accepts_it() -> None:
     from gymnasium.utils.env_checker import check_env
 
