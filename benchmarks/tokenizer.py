@@ -130,7 +130,11 @@ def train_both(world: World, assignments: list[str], seed: int) -> dict[str, Any
     """The tiny preset trained on both policies; recall@10 of each and the paired difference, dedup minus list."""
     lists: dict[tuple[str, str], np.ndarray] = {}
     out: dict[str, Any] = {}
-    budget = ["training.max_epochs=1", "training.min_steps=30"] if world.quick else ["training.max_epochs=4"]
+    budget = (
+        ["training.max_epochs=1", "training.min_steps=30"]
+        if world.quick
+        else ["training.max_epochs=6", "training.batch_tokens=1024"]
+    )
     cases = world.sequences.cases(TEST, max_per_user=1, max_users=100 if world.quick else 4000, seed=0)
     for policy in POLICIES:
         config = world.config(
