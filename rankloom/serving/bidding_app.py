@@ -180,7 +180,13 @@ async def _bid(server: BidServer, api_key: str | None, scope: Scope, receive: Re
     except zlib.error as error:
         await _answer(send, 400, _problem_body("malformed", f"the body is not gzip: {error}"), _PROBLEM)
         return
-    reply = server.bid(body, started=started)
+    try:
+        reply = server.bid(body, started=started)
+    except Exception as error:  # the exchange gets an answer, the operator a counter; money reserved so far lapses
+        server.engine.counts["errors"] += 1
+        text = _problem_body("internal", f"this request could not be answered: {type(error).__name__}")
+        await _answer(send, 500, text, _PROBLEM)
+        return
     if reply.status == 200:
         await _answer(send, 200, reply.body, x_openrtb_version=VERSION)
     elif reply.status == 204:

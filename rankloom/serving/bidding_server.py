@@ -73,7 +73,7 @@ def run(
     say(f"open {address}/   (stop with Ctrl-C)")
     config = uvicorn.Config(
         create_app(server, api_key=api_key), log_level="warning", access_log=False, timeout_graceful_shutdown=10, lifespan="off",
-        server_header=False, date_header=False,
+        server_header=False, limit_concurrency=1024, date_header=False,
     )  # fmt: skip
     try:
         uvicorn.Server(config).run(sockets=[listener])

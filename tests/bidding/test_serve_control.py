@@ -113,6 +113,26 @@ def test_days_start_at_the_campaigns_own_midnight(tmp_path: Path) -> None:
     server.close()
 
 
+def test_a_finished_day_is_archived_and_teaches_tomorrows_traffic(tmp_path: Path) -> None:
+    clock, controller = Clock(), Scripted(lambda _: 20.0)
+    limits = LedgerSettings(win_s=10, bill_s=60, remember_s=60)
+    server = serve(tmp_path, local(controller), campaigns=campaign_file(1), clock=clock, ledger=limits)
+    buy(server, 4)
+    assert controller.seen[-1].volume_forecast_N is None
+    clock.now += 47 * TICK + 1700 * SECOND
+    server.housekeep()
+    clock.now = MORNING + 48 * TICK + 131 * SECOND
+    server.housekeep()
+    server.tick()
+    (line,) = [line for path in (tmp_path / "days").iterdir() for line in path.read_text().splitlines()]
+    assert (json.loads(line)["spent"], json.loads(line)["campaign"]) == (20_000, "c0")
+    assert [own.day_start for own in server.ledger.accounts.values()] == [MORNING + 48 * TICK]
+    assert controller.seen[-1].tick == 0
+    assert controller.seen[-1].volume_forecast_N.tolist() == [4.0]
+    server.compact(wait=True)
+    server.close()
+
+
 def test_a_flight_begins_and_ends(tmp_path: Path) -> None:
     clock = Clock(MORNING + 3 * TICK)
     start, end = (datetime.fromtimestamp((MORNING + k * TICK) / 1e6, UTC).isoformat() for k in (4, 6))
@@ -231,6 +251,7 @@ def test_changes_in_the_middle_of_a_day_reach_ledger_and_controller_and_survive_
     again.close()
     changed = serve(tmp_path, local(controller), campaigns=campaign_file(2, budget_micros=60_000_000), clock=clock)
     assert changed.describe("c1")["budget_micros"] == 60_000_000  # a changed file wins
+    assert changed.describe("c1")["arms"][0]["budget_micros"] == 60_000_000
     changed.close()
 
 

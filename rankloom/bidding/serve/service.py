@@ -93,6 +93,8 @@ class BidServer:
             self._stop = threading.Event()
             self._traffic: list[SlotTraffic] = []
             self._roll(now)
+            for campaign in self.campaigns.values():
+                self._apply_budget(campaign)  # a file may have been changed since
             self._calibrate(now)
             self._resume_multipliers()
             self.engine.on_boundary = self._boundary
