@@ -197,6 +197,10 @@ class Control:
                 dead_after=now + int(length * self.settings.dead_ticks),
             )
             curves = explain.responses(self.recent, engine.landscapes, shading=engine.settings.shading)
+            never = frozenset(arm.key for arm in active if not curves.get(arm.key, {}).get("all_now"))
+            if never:
+                again = explain.responses(self.recent, engine.landscapes, shading=engine.settings.shading, alone=never)
+                curves |= {key: own for key, own in again.items() if key in never}
             for arm in active:
                 self.explanations[arm.key] = self._record(arm, verdicts[arm.key], shadows[arm.key], curves, now)
             ledger.flush()

@@ -24,11 +24,17 @@ _BUSIEST: Final = 512
 
 
 def responses(
-    traffic: Iterable[SlotTraffic], landscapes: Mapping[int, Landscape], *, factor: float = RAISE, shading: bool = True
+    traffic: Iterable[SlotTraffic],
+    landscapes: Mapping[int, Landscape],
+    *,
+    factor: float = RAISE,
+    shading: bool = True,
+    alone: frozenset[str] = frozenset(),
 ) -> dict[str, dict[str, float]]:
     """Per campaign arm the expected `cost`, `worth` (sum of value won) now and with its multiplier times `factor`.
 
-    `known` is the share of its opportunities in slots whose landscape is known.
+    `seen` counts its opportunities in slots whose landscape is known, out of `all`. A campaign is in a slot where it
+    has the highest value of ours; one in `alone` everywhere it fits (block lists keep the others out, say).
     """
     result: dict[str, dict[str, float]] = {}
     for slot in sorted(traffic, key=lambda own: -own.count)[:_BUSIEST]:
@@ -36,11 +42,12 @@ def responses(
             continue
         v_C = slot.value_C
         rival_C = np.full(len(v_C), v_C[0])
+        alone_C = np.array([name in alone for name in slot.arms])
         rival_C[0] = v_C[1] if len(v_C) > 1 else 0.0
         for name, f in (("now", 1.0), ("more", factor)):
-            leads = np.flatnonzero(f * v_C > rival_C)
-            if not len(leads) and f == 1.0:
-                leads = np.array([0])  # a tie goes to the first
+            leads = np.flatnonzero((f * v_C > rival_C) | alone_C)
+            if f == 1.0 and 0 not in leads:
+                leads = np.append(leads, 0)  # a tie goes to the first
             for c in leads:
                 own = result.setdefault(slot.arms[c], dict.fromkeys(_FIELDS, 0.0))
                 own[f"all_{name}"] += slot.count

@@ -80,7 +80,7 @@ function show(c, day, why) {
   const n = day.n_ticks, s = day.series, now = day.tick;
   if (!s.spend) { for (const id of ["plot-spend", "plot-bids", "plot-cpa"]) plot($(id), { n }); }
   else {
-    const spend = [0, ...sums(s.spend.slice(0, now + 1))].map((v) => v / 1e6), ahead = [0, ...sums(day.plan)].map((v) => v / 1e6 + spend[now]);
+    const spend = [0, ...sums(s.spend.slice(0, now))].map((v) => v / 1e6); spend[now] += s.spend[now] / 1e6; const ahead = [0, ...sums(day.plan)].map((v) => v / 1e6 + spend[now]);
     plot($("plot-spend"), { n, now, area: spend, level: day.budget_micros / 1e6, lines: [["a", spend], ["dash", ahead.slice(0, n - now + 1), now]], width: 900, height: 190 });
     plot($("plot-bids"), { n, now, bars: s.volume, lines: [["a", s.multiplier.slice(0, now + 1).map((v) => v ? v / 1e6 : null), .5]], width: 440 });
     const cost = sums(s.spend), value = sums(s.value), real = sums(s.conversions), ratio = (by, scale) => cost.slice(0, now + 1).map((v, k) => by[k] > 0 ? v / 1e6 / (by[k] / scale) : null);
