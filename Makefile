@@ -35,10 +35,11 @@ types: $(STAMP)
 	@echo "== mypy --strict"
 	@$(BIN)/mypy
 
-# two processes with one thread each: more threads than cores makes torch slower, not faster
+# two processes with one thread each: more threads than cores makes torch slower, not faster; the pages of the guide are
+# half of the work, so they must not all fall to one process
 unit: $(STAMP)
 	@echo "== pytest"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov=rankloom --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov=rankloom --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) $(ARGS)
 
 bench: $(STAMP)
 	@set -e; for benchmark in $(BENCHMARKS); do \

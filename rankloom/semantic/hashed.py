@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from sklearn.utils.extmath import randomized_svd
 
 from rankloom.semantic.quantizers.base import FloatArray
 
@@ -65,6 +64,9 @@ class HashedTextEmbedder:
         rank = min(self.dim, min(weighted.shape) - 1)
         components = np.zeros((self.n_buckets, self.dim), dtype=np.float16)
         if rank > 0 and weighted.nnz:
+            # half a second of imports that only fitting needs, not serving
+            from sklearn.utils.extmath import randomized_svd
+
             _, _, v_t = randomized_svd(weighted, n_components=rank, n_iter=4, random_state=seed)
             components[:, :rank] = v_t.T
         self.components = components
