@@ -6,22 +6,24 @@ acknowledged and count in the same person's next request. Errors are one problem
 
 from __future__ import annotations
 
+import hmac
+import logging
 import threading
 import time
 import uuid
-from collections import Counter
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import polars as pl
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, select_autoescape
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from rankloom.data.schema import EVENT_KINDS
@@ -31,10 +33,31 @@ from rankloom.recommender import Request as ModelRequest
 from rankloom.serving.describe import describe_prefixes
 from rankloom.serving.http import CSP
 from rankloom.serving.http import problem as _problem
+from rankloom.serving.metrics import Metrics
 from rankloom.serving.state import EventStore, StoredEvent
 
 _HERE = Path(__file__).parent
-_MAX_BODY = 2_000_000
+_MAX_BODY: Final = 2_000_000
+_MAX_INT: Final = 2**62
+_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_log = logging.getLogger("rankloom.serving")
+
+
+def _utc(when: datetime) -> datetime:
+    """In UTC; a time without a zone is taken as UTC.
+
+    Raises:
+        ValueError: before 1970, or so late that no clock is only a little wrong.
+    """
+    when = when.replace(tzinfo=UTC) if when.tzinfo is None else when
+    # compared before it is moved to UTC, which fails at the ends of the calendar
+    if not _EARLIEST <= when <= datetime.now(UTC) + timedelta(days=2):
+        raise ValueError("the time is before 1970 or in the future")
+    return when.astimezone(UTC)
+
+
+Moment = Annotated[datetime, AfterValidator(_utc)]
+Seconds = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
 
 
 class _Body(BaseModel):
@@ -43,9 +66,9 @@ class _Body(BaseModel):
 
 class HistoryItem(_Body):
     item_id: str = Field(max_length=200)
-    event: str = "click"
-    timestamp: datetime | None = None
-    watch_s: float | None = Field(default=None, ge=0)
+    event: str = Field(default="click", max_length=100)
+    timestamp: Moment | None = None
+    watch_s: Seconds | None = None
     surface: Literal["feed", "search", "ads"] = "feed"
 
 
@@ -62,7 +85,7 @@ class Ask(_Body):
     query: str | None = Field(default=None, max_length=500)
     k: int = Field(default=10, ge=1, le=200)
     filter: str | None = Field(default=None, max_length=4000)
-    exclude: list[str] = Field(default=[], max_length=1000)
+    exclude: list[Annotated[str, Field(max_length=200)]] = Field(default=[], max_length=1000)
     explain: bool = False
 
 
@@ -70,9 +93,9 @@ class EventIn(_Body):
     event_id: str | None = Field(default=None, max_length=200)
     user_id: str = Field(min_length=1, max_length=200)
     item_id: str = Field(min_length=1, max_length=200)
-    event: str
+    event: str = Field(max_length=100)
     timestamp: datetime | None = None
-    watch_s: float | None = Field(default=None, ge=0)
+    watch_s: Seconds | None = None
     surface: Literal["feed", "search", "ads"] = "feed"
 
 
@@ -83,11 +106,11 @@ class Events(_Body):
 class ItemIn(_Body):
     item_id: str = Field(min_length=1, max_length=200)
     title: str = Field(min_length=1, max_length=2000)
-    description: str | None = None
-    brand: str | None = None
-    category: list[str] | None = None
-    price_micros: int | None = Field(default=None, ge=0)
-    duration_s: float | None = Field(default=None, ge=0)
+    description: str | None = Field(default=None, max_length=20_000)
+    brand: str | None = Field(default=None, max_length=500)
+    category: list[Annotated[str, Field(max_length=500)]] | None = Field(default=None, max_length=20)
+    price_micros: int | None = Field(default=None, ge=0, le=_MAX_INT)
+    duration_s: Seconds | None = None
     in_stock: bool | None = None
 
 
@@ -100,29 +123,52 @@ def create_app(model: Rankloom, *, state_path: Path | None = None, api_key: str 
     app = FastAPI(title="Rankloom", version="0.1.0", docs_url=None, redoc_url=None)
     store = EventStore(state_path)
     lock = threading.Lock()
-    metrics: Counter[str] = Counter()
+    metrics = Metrics()
     app.state.store = store
     pages = Environment(loader=FileSystemLoader(_HERE / "templates"), autoescape=select_autoescape())
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
     meanings = describe_prefixes(model)
 
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Any) -> Response:
-        started = time.perf_counter()
-        if int(request.headers.get("content-length") or 0) > _MAX_BODY:
+    def refusal(request: Request) -> Response | None:
+        """Why a request goes no further, before its body is read."""
+        length = request.headers.get("content-length", "0")
+        if request.headers.get("transfer-encoding"):
+            # a body without a length could be of any size
+            return _problem(
+                411, "length-required", "the body comes without a Content-Length", action="send the body whole, with its length"
+            )  # fmt: skip
+        if not length.isdigit() or int(length) > _MAX_BODY:
             return _problem(
                 413, "body-too-large", f"the body is larger than {_MAX_BODY:,} bytes", action="send smaller batches"
             )
-        if api_key is not None and request.url.path.startswith("/v1") and request.headers.get("x-api-key") != api_key:
-            return _problem(
-                401, "key-missing", "this server needs an API key", action="send it in the header X-Api-Key"
-            )
-        response: Response = await call_next(request)
+        if api_key is not None and request.url.path.startswith("/v1"):
+            given = request.headers.get("x-api-key", "")
+            if not hmac.compare_digest(given.encode(), api_key.encode()):
+                return _problem(
+                    401, "key-missing", "this server needs an API key", action="send it in the header X-Api-Key"
+                )
+        return None
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Any) -> Response:
+        started = time.perf_counter()
+        response: Response | None = refusal(request)
+        if response is None:
+            try:
+                response = await call_next(request)
+            except Exception:
+                # a defect of ours: the log keeps what happened, the caller gets the one format
+                _log.exception("%s %s", request.method, request.url.path)
+                response = _problem(
+                    500, "internal", "the server failed at this request", action="see the server's log; other requests go on"
+                )  # fmt: skip
         response.headers["Content-Security-Policy"] = CSP
         response.headers["X-Content-Type-Options"] = "nosniff"
-        metrics["requests_total"] += 1
-        metrics[f"responses_{response.status_code}"] += 1
-        metrics["request_microseconds_total"] += int((time.perf_counter() - started) * 1e6)
+        response.headers["Referrer-Policy"] = "no-referrer"
+        # the route and not the path: a path holds ids, and there are as many as people
+        route = getattr(request.scope.get("route"), "path", "other")
+        metrics.count("rankloom_http_requests_total", route=route, status=str(response.status_code))
+        metrics.observe(route, time.perf_counter() - started)
         return response
 
     @app.exception_handler(RankloomError)
@@ -132,14 +178,15 @@ def create_app(model: Rankloom, *, state_path: Path | None = None, api_key: str 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        value = str(first.get("input"))[:200]
-        return _problem(
-            422, "malformed", str(first["msg"]), field=".".join(str(part) for part in first["loc"]), value=value
-        )
+        # what came may hold half a surrogate pair, which no reply can carry
+        value = str(first.get("input"))[:200].encode("utf-8", "replace").decode()
+        field = ".".join(str(part) for part in first["loc"]).encode("utf-8", "replace").decode()
+        return _problem(422, "malformed", str(first["msg"]), field=field, value=value)
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
-        return _problem(error.status_code, "not-found" if error.status_code == 404 else "refused", str(error.detail))
+        code = {400: "malformed", 404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "refused")
+        return _problem(error.status_code, code, str(error.detail))
 
     def history_of(user: str | None) -> list[HistoryEvent]:
         if user is None:
@@ -155,24 +202,27 @@ def create_app(model: Rankloom, *, state_path: Path | None = None, api_key: str 
         # a deleted person's static features are forgotten with the history
         user = None if ask.user_id is not None and store.is_deleted(ask.user_id) else ask.user_id
         return ModelRequest(
-            user=user, history=tuple(history), k=ask.k, filter=ask.filter, exclude=tuple(ask.exclude), query=ask.query,
+            user=user, history=tuple(history), k=ask.k, filter=ask.filter, exclude=tuple(ask.exclude), query=words_of(ask),
             surface="search" if search else "feed", explain=ask.explain, seen="allow" if search else "auto",
         )  # fmt: skip
 
     def answer(ask: Ask, *, search: bool) -> dict[str, Any]:
+        request = request_of(ask, search=search)
         with lock:
-            reply = model.recommend_batch([request_of(ask, search=search)])[0]
+            reply = model.recommend_batch([request])[0]
+        if reply.degraded:
+            metrics.count("rankloom_degraded_total")
         return {"request_id": uuid.uuid4().hex, "scenario": ask.scenario, **asdict(reply)}
 
     @app.post("/v1/recommend")
     def recommend(ask: Ask) -> dict[str, Any]:
         """What to show one person next."""
-        return answer(ask, search=ask.query is not None)
+        return answer(ask, search=words_of(ask) is not None)
 
     @app.post("/v1/search")
     def search(ask: Ask) -> dict[str, Any]:
         """The same body with a `query`."""
-        if not ask.query or not ask.query.strip():
+        if words_of(ask) is None:
             raise RankloomError(
                 "a search needs a query", place="query", action="send the words in `query`", code="query-missing"
             )
@@ -183,23 +233,27 @@ def create_app(model: Rankloom, *, state_path: Path | None = None, api_key: str 
         """Stores events before it answers; a repeated `event_id` is counted once."""
         good, rejected = [], []
         for place, e in enumerate(batch.events):
+
+            def reject(code: str, message: str, index: int = place) -> None:
+                rejected.append({"index": index, "code": code, "message": message})
+
+            try:
+                when = datetime.now(UTC) if e.timestamp is None else _utc(e.timestamp)
+            except ValueError as error:
+                reject("time-range", str(error))
+                continue
             if e.event not in EVENT_KINDS[1:]:
-                rejected.append({"index": place, "code": "event-unknown", "message": f"unknown event kind {e.event!r}"})
+                reject("event-unknown", f"unknown event kind {e.event!r}")
             elif model.row_of(e.item_id) is None:
-                rejected.append(
-                    {"index": place, "code": "item-unknown", "message": f"no item {e.item_id!r} in the catalogue"}
-                )
+                reject("item-unknown", f"no item {e.item_id!r} in the catalogue")
             else:
-                when = e.timestamp or datetime.now(UTC)
-                when = when if when.tzinfo else when.replace(tzinfo=UTC)
-                good.append(
-                    StoredEvent(
-                        e.event_id or uuid.uuid4().hex, e.user_id, e.item_id, e.event, when, e.watch_s, e.surface
-                    )
-                )
+                own = e.event_id or uuid.uuid4().hex
+                good.append(StoredEvent(own, e.user_id, e.item_id, e.event, when, e.watch_s, e.surface))
         new = store.append(good)
-        metrics["events_accepted_total"] += sum(new)
-        return {"accepted": sum(new), "duplicate": len(new) - sum(new), "rejected": rejected}
+        counts = {"accepted": sum(new), "duplicate": len(new) - sum(new), "rejected": len(rejected)}
+        for outcome, amount in counts.items():
+            metrics.count("rankloom_events_total", amount, outcome=outcome)
+        return {**counts, "rejected": rejected}
 
     @app.put("/v1/items")
     def put_items(batch: Items) -> dict[str, Any]:
@@ -230,9 +284,11 @@ def create_app(model: Rankloom, *, state_path: Path | None = None, api_key: str 
 
     @app.get("/metrics")
     def prometheus() -> PlainTextResponse:
-        lines = [f"rankloom_{name} {value}" for name, value in sorted(metrics.items())]
-        lines += [f"rankloom_events_stored {store.count()}", f"rankloom_items {model.trie.n_items}"]
-        return PlainTextResponse("\n".join(lines) + "\n")
+        gauges = {
+            "rankloom_events_stored": ("Events in the store.", float(store.count())),
+            "rankloom_items": ("Items that can be recommended.", float(model.trie.n_items)),
+        }
+        return PlainTextResponse(metrics.render(gauges), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     # -- the page --------------------------------------------------------------------------------------------------
 
@@ -243,9 +299,11 @@ def create_app(model: Rankloom, *, state_path: Path | None = None, api_key: str 
         )
 
     @app.get("/v1/console/users")
-    def users(prefix: str = "", limit: int = 50) -> list[str]:
+    def users(
+        prefix: Annotated[str, Query(max_length=200)] = "", limit: Annotated[int, Query(ge=1, le=500)] = 50
+    ) -> list[str]:
         """People whose id starts with `prefix`."""
-        return [user for user in model.users if user.startswith(prefix)][: min(limit, 500)]
+        return list(islice((user for user in model.users if user.startswith(prefix)), limit))
 
     @app.get("/v1/console/users/{user_id}")
     def user(user_id: str) -> dict[str, Any]:
@@ -260,7 +318,7 @@ def create_app(model: Rankloom, *, state_path: Path | None = None, api_key: str 
     @app.post("/v1/console/trace")
     def trace(ask: Ask) -> dict[str, Any]:
         """What the model generates and how the beam got there, code by code, with what each code means."""
-        request = request_of(ask, search=ask.query is not None)
+        request = request_of(ask, search=words_of(ask) is not None)
         with lock:
             reply, own = model.answer_with_trace(request)
         levels = [
@@ -273,6 +331,11 @@ def create_app(model: Rankloom, *, state_path: Path | None = None, api_key: str 
         }  # fmt: skip
 
     return app
+
+
+def words_of(ask: Ask) -> str | None:
+    """The words of a search, None where there are none."""
+    return ask.query if ask.query and ask.query.strip() else None
 
 
 def _card(model: Rankloom, item_id: str) -> dict[str, Any]:

@@ -62,7 +62,6 @@ class EventStore:
                         ),
                     )
                     new.append(cursor.rowcount == 1)
-                    self._db.execute("DELETE FROM deleted_users WHERE user_id = ?", (e.user_id,))
                 self._db.execute("COMMIT")
             except BaseException:
                 self._db.execute("ROLLBACK")
@@ -79,7 +78,8 @@ class EventStore:
         return [HistoryEvent(i, e, datetime.fromtimestamp(t / 1e6, UTC), w, s) for i, e, t, w, s in reversed(rows)]
 
     def delete_user(self, user_id: str) -> int:
-        """Forgets a person; remembers that the model's own copy of the history must not be used either."""
+        """Forgets a person; remembers for good that the model's own copy of the history must not be used either: events
+        that come later start a new history."""
         with self._lock:
             removed = self._db.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
             self._db.execute("INSERT OR IGNORE INTO deleted_users VALUES (?)", (user_id,))

@@ -103,6 +103,11 @@ def test_items_come_and_go_live(client: TestClient) -> None:
         ("/v1/search", {"k": 3}, 400, "query-missing"),
         ("/v1/nothing", {}, 404, "not-found"),
         ("/v1/recommend", {"user_id": "x" * 3_000_000}, 413, "body-too-large"),
+        ("/v1/recommend", {"history": [{"item_id": "a", "timestamp": "0001-01-01T00:00:00+14:00"}]}, 422, "malformed"),
+        ("/v1/recommend", {"history": [{"item_id": "a", "watch_s": 1e300}]}, 422, "malformed"),
+        ("/v1/search", {"query": "   "}, 400, "query-missing"),
+        ("/v1/events", {"events": [{"user_id": "", "item_id": "a", "event": "click"}]}, 422, "malformed"),
+        ("/v1/items", {}, 405, "method-not-allowed"),
     ],
 )
 def test_errors_share_one_format(client: TestClient, path: str, body: dict[str, Any], status: int, code: str) -> None:
@@ -113,35 +118,125 @@ def test_errors_share_one_format(client: TestClient, path: str, body: dict[str, 
     assert problem["message"]
 
 
+# what a client may send where something else was meant; lone surrogates are valid JSON and no valid text
+text = st.text(max_size=8) | st.sampled_from(
+    ["price < 3", "u1", "2026-01-01", "2026-01-01T00:00:00+00:00", "\ud800", "\0", "click"]
+)
+names = ["user_id", "k", "filter", "history", "exclude", "query", "explain", "events", "items", "item_id", "event", "event_id",
+         "timestamp", "watch_s", "surface", "title", "category", "price_micros", "duration_s", "x"]  # fmt: skip
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 10**12) | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["user_id", "k", "filter", "history", "item_id", "x"]), inner, max_size=3)
-    ),
-    max_leaves=5,
+    st.none() | st.booleans() | st.integers(-5, 10**25) | st.floats(allow_nan=False) | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(names), inner, max_size=4),
+    max_leaves=6,
 )
+near_events = st.fixed_dictionaries(
+    {
+        "user_id": text,
+        "item_id": st.sampled_from(["v1", "g2", "nothing"]),
+        "event": st.sampled_from(["click", "view", "fly"]),
+    },
+    optional={"timestamp": json_values, "watch_s": json_values, "surface": json_values, "event_id": json_values},
+)
+near_items = st.fixed_dictionaries(
+    {"item_id": text, "title": text},
+    optional={"category": json_values, "price_micros": json_values, "duration_s": json_values, "in_stock": json_values},
+)
+near_history = st.lists(
+    st.fixed_dictionaries(
+        {"item_id": st.sampled_from(["v1", "g2"])}, optional={"timestamp": text, "watch_s": json_values}
+    ),
+    max_size=3,
+)
+bodies = (
+    st.dictionaries(st.sampled_from(names), json_values, max_size=4)
+    | st.fixed_dictionaries({"events": st.lists(near_events, max_size=3)})
+    | st.fixed_dictionaries({"items": st.lists(near_items, max_size=3)})
+    | st.fixed_dictionaries({"history": near_history}, optional={"k": st.integers(1, 5), "query": text, "filter": text})
+    | json_values
+)
+routes = st.sampled_from(
+    [("POST", "/v1/recommend"), ("POST", "/v1/search"), ("POST", "/v1/events"), ("POST", "/v1/console/trace"), ("PUT", "/v1/items")]
+)  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=bodies, route=routes)
+def test_no_body_is_a_server_error(client: TestClient, body: Any, route: tuple[str, str]) -> None:
+    method, path = route
+    reply = client.request(method, path, content=json.dumps(body), headers={"content-type": "application/json"})
+    assert reply.status_code < 500, (body, reply.text)
+    if reply.status_code >= 400:
+        assert {"code", "message"} <= set(reply.json())
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    body=st.dictionaries(
-        st.sampled_from(["user_id", "k", "filter", "history", "exclude", "query", "explain", "events"]),
-        json_values,
-        max_size=4,
-    ),
-    path=st.sampled_from(["/v1/recommend", "/v1/search", "/v1/events", "/v1/console/trace"]),
+    body=st.binary(max_size=40),
+    kind=st.sampled_from(["application/json", "text/plain", "", "application/x-www-form-urlencoded"]),
 )
-def test_no_body_is_a_server_error(client: TestClient, body: dict[str, Any], path: str) -> None:
-    reply = client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
-    assert reply.status_code < 500
+def test_bytes_that_are_no_json_are_told(client: TestClient, body: bytes, kind: str) -> None:
+    reply = client.post("/v1/recommend", content=body, headers={"content-type": kind})
+    assert reply.status_code in (200, 400, 422)
+    assert reply.status_code == 200 or reply.json()["code"] == "malformed"
+
+
+def test_a_body_without_a_length_is_refused(client: TestClient) -> None:
+    reply = client.post("/v1/recommend", content=iter([b"{}"]), headers={"content-type": "application/json"})
+    assert reply.status_code == 411
+    assert reply.json()["code"] == "length-required"
+
+
+def test_a_defect_of_ours_is_told_in_the_one_format_and_logged(
+    client: TestClient, model: Rankloom, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr(model, "recommend_batch", broken)
+    reply = client.post("/v1/recommend", json={})
+    assert reply.status_code == 500
+    assert reply.json()["code"] == "internal"
+    assert "secret" not in reply.text
+    assert "ZeroDivisionError" in caplog.text
+    monkeypatch.undo()
+    assert client.post("/v1/recommend", json={}).status_code == 200
+
+
+def test_times_with_and_without_a_zone_mix_and_impossible_ones_are_rejected(
+    client: TestClient, model: Rankloom
+) -> None:
+    items = model.items["item_id"][:3].to_list()
+    history = [
+        {"item_id": items[0], "timestamp": "2026-01-01T10:00:00"},
+        {"item_id": items[1], "timestamp": "2026-01-01T12:00:00+02:00"},
+        {"item_id": items[2]},
+    ]
+    assert client.post("/v1/recommend", json={"history": history, "k": 3}).status_code == 200
+    good = {"user_id": "u", "item_id": items[0], "event": "click"}
+    bad = [{**good, "timestamp": "9999-12-31T23:59:59-12:00"}, good, {**good, "timestamp": "1066-10-14T09:00:00Z"}]
+    reply = client.post("/v1/events", json={"events": bad}).json()
+    assert reply["accepted"] == 1
+    assert [(r["index"], r["code"]) for r in reply["rejected"]] == [(0, "time-range"), (2, "time-range")]
+
+
+def test_what_was_forgotten_stays_forgotten_when_the_person_comes_back(client: TestClient, model: Rankloom) -> None:
+    user = model.users[0]
+    client.delete(f"/v1/users/{user}")
+    item = model.items["item_id"][0]
+    client.post("/v1/events", json={"events": [{"user_id": user, "item_id": item, "event": "click"}]})
+    assert [e["item_id"] for e in client.get(f"/v1/console/users/{user}").json()["history"]] == [item]
 
 
 def test_a_key_guards_the_api(model: Rankloom) -> None:
     with TestClient(create_app(model, api_key="secret")) as client:
         assert client.post("/v1/recommend", json={}).status_code == 401
+        assert client.post("/v1/recommend", json={}, headers={"X-Api-Key": "secre"}).json()["code"] == "key-missing"
         assert client.post("/v1/recommend", json={}, headers={"X-Api-Key": "secret"}).status_code == 200
-        assert client.get("/healthz").status_code == 200
+        for path in ("/healthz", "/readyz", "/metrics", "/"):
+            assert client.get(path).status_code == 200
+        # refusals are counted like any reply, and carry the same headers
+        assert 'route="other",status="401"' in client.get("/metrics").text
+        assert client.delete("/v1/users/u1").headers["x-content-type-options"] == "nosniff"
 
 
 def test_the_page_and_the_probes(client: TestClient, model: Rankloom) -> None:
@@ -153,7 +248,18 @@ def test_the_page_and_the_probes(client: TestClient, model: Rankloom) -> None:
     assert client.get("/readyz").json()["model_version"] == model.model_version
     assert client.get("/v1/console/users?limit=3").json() == model.users[:3]
     client.post("/v1/recommend", json={})
-    assert re.search(r"rankloom_requests_total \d+", client.get("/metrics").text)
+    client.post("/v1/events", json={"events": [{"user_id": "u", "item_id": "nothing", "event": "click"}]})
+    client.delete("/v1/users/somebody")
+    text = client.get("/metrics").text
+    assert 'rankloom_http_requests_total{route="/v1/recommend",status="200"} 1' in text
+    assert 'rankloom_events_total{outcome="rejected"} 1' in text
+    assert 'route="/v1/users/{user_id}"' in text
+    assert f"rankloom_items {model.trie.n_items}" in text
+    buckets = [int(n) for n in re.findall(r'request_seconds_bucket\{route="/v1/recommend",le="[^"]+"\} (\d+)', text)]
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == 1
+    for line in text.splitlines():
+        assert line.startswith("# ") or re.fullmatch(r'\w+(\{(\w+="[^"]*",?)*\})? [-+.\deinf]+', line)
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/v1/recommend", "/v1/search", "/v1/events", "/v1/items"} <= set(paths)
 
