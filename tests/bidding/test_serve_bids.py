@@ -95,6 +95,7 @@ PAUSED = {"status": "paused"}
         ({"banner": None, "audio": {"mimes": ["audio/mp4"]}}, {}, Reason.NO_CAMPAIGN),
         ({"banner": None, "video": {**VIDEO, "maxduration": 14}}, {}, Reason.NO_CAMPAIGN),
         ({"banner": None, "video": {**VIDEO, "mimes": ["video/ogg"]}}, {}, Reason.NO_CAMPAIGN),
+        ({"banner": None, "video": {"mimes": ["video/mp4"], "rqddurs": [6, 30]}}, {}, Reason.NO_CAMPAIGN),
         ({"banner": None, "native": {"request": "{}"}}, {}, Reason.NO_CAMPAIGN),
         ({"banner": None, "native": {"request": '{"assets":[{"id":1,"required":1,"video":{}}]}'}}, {}, Reason.NO_CAMPAIGN),
         ({"pmp": {"private_auction": 1, "deals": [{"id": "another"}]}}, {}, Reason.NO_DEAL),

@@ -259,7 +259,7 @@ class Engine:
                 sizes = (*sizes, (banner.w, banner.h))
         if video is not None:
             video_key = (
-                tuple(video.mimes or ()), video.minduration, video.maxduration, tuple(video.protocols or ()),
+                tuple(video.mimes or ()), video.minduration, video.maxduration, tuple(video.protocols or ()), tuple(video.rqddurs or ()),
             )  # fmt: skip
         if native is not None:
             native_key = (
@@ -331,6 +331,7 @@ class Engine:
                 or _any(video.battr, creative.attributes)
                 or (video.mimes is not None and not set(video.mimes) & set(creative.mimes))
                 or (video.protocols is not None and not set(video.protocols) & set(creative.protocols))
+                or (video.rqddurs and length not in video.rqddurs)
                 or length < (video.minduration or 0)
                 or length > (video.maxduration or 1 << 30)
             ):

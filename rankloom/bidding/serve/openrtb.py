@@ -41,6 +41,7 @@ class Video(_Read):
     mimes: list[Text] | None = None
     minduration: int | None = None
     maxduration: int | None = None
+    rqddurs: list[int] | None = None
     protocols: list[int] | None = None
     battr: list[int] | None = None
     w: int | None = None
