@@ -83,9 +83,9 @@ def main() -> int:
         key = {"dataset": name, "seed": seed}
         trained = bench.cell({**key, "part": "train"}, partial(train, source, args.folder, name, seed, bench.quick))
         print(f"{name}, seed {seed}: {trained}", flush=True)
-        systems = ["rankloom", "rankloom-generator", "memory", "markov"]
+        systems = ["rankloom"]
         if number == 0:
-            systems += ["rankloom-no-memory", "popularity", "item-knn"] + (
+            systems += ["rankloom-generator", "rankloom-no-memory", "memory", "markov", "popularity", "item-knn"] + (
                 [f"rankloom-beam-{b}" for b in BEAMS] if args.beams else []
             )
         if not args.no_slow and not bench.quick:

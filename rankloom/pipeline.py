@@ -41,7 +41,7 @@ from rankloom.training.processor import keep_freed_memory
 from rankloom.training.validation import Validation
 
 MIXES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
-SHARES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75)
+SHARES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 _REPEAT_SHARE = 0.05
 
 
