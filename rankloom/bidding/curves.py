@@ -140,10 +140,11 @@ class PathPrior:
         known = path_NT.shape[1]
         if known == 0:
             return np.broadcast_to(self.mean_T, (path_NT.shape[0], N_TICKS))
-        limit_T = 5.0 * np.sqrt(np.diag(self.covariance_TT)[:known])
+        deviation_T = np.sqrt(np.diag(self.covariance_TT)[:known])
+        limit_T = 5.0 * deviation_T
         away_NT = np.where(path_NT > TINY, np.log(np.maximum(path_NT, TINY)) - self.mean_T[:known], 0.0)
-        # a market of another scale than the log's: shift the whole path rather than believe in a five-sigma day
-        shift_N = np.where(np.median(np.abs(away_NT) / limit_T, axis=1) > 1, np.median(away_NT, axis=1), 0.0)
+        # a market of another scale than the log's: shift the whole path rather than believe in a 3.7-sigma day
+        shift_N = np.where(np.median(np.abs(away_NT) / deviation_T, axis=1) > 3.7, np.median(away_NT, axis=1), 0.0)
         away_NT = np.clip(away_NT - shift_N[:, None], -limit_T, limit_T)
         return np.asarray(self.mean_T[known:] + shift_N[:, None] + away_NT @ self.gain(known).T)
 

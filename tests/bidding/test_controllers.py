@@ -280,3 +280,20 @@ def test_mpc_logs_its_prediction_error() -> None:
     assert recorder.errors[0] is None
     errors = np.concatenate(recorder.errors[1:])
     assert np.abs(errors[:20]).max() < 0.05  # the plant answers by its curves
+
+
+# ---- campaigns without a CPA limit
+
+
+@pytest.mark.parametrize("name", ["pid", "mpc", "min-pacing", "online-lp"])
+@pytest.mark.parametrize(("money", "p"), [(1.0, 1.0), (0.01, 1.0), (0.01, 10.0), (150.0, 1.0)])
+def test_without_a_limit_the_budget_is_used_up_in_any_currency(name: str, money: float, p: float) -> None:
+    """Prices and budget in other units, p at another level: nobody told the controller, it reads it off the market."""
+    prior = MarketPrior.default()
+    plant = Plant(2000.0 * money, np.inf, n=2, price_T=np.exp(prior.price.mean_T) * money)
+    plant.m_T = plant.m_T * p
+    result = play_day(plant, controller(name))
+    assert np.isfinite(result.history.multiplier_NT).all()
+    assert result.outcome.utilisation.min() > 0.85
+    spent_by_noon = result.history.spend_NT[:, :24].sum(axis=1) / result.campaigns.budget_N
+    assert spent_by_noon.max() < 0.97

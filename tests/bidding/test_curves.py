@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankloom.bidding.curves import MarketPrior, PathPrior, ResponseShape
@@ -20,6 +20,7 @@ def noisy_points(seed: int, n: int = 3000) -> tuple[FloatArray, FloatArray, Floa
     return log_x, share * rng.gamma(4, 0.25, n), share * np.exp(log_x) * 0.8 * rng.gamma(4, 0.25, n)
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 20))
 def test_curves_are_monotone_and_no_price_is_above_the_bid(seed: int) -> None:
     log_x, value, cost = noisy_points(seed, 400)

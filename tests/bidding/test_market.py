@@ -84,6 +84,7 @@ def test_clearing_equals_the_slow_twin(seed: int, budget: float) -> None:
     assert np.array_equal(cleared.shown_MS, shown)
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000))
 def test_no_price_is_above_the_bid_or_below_the_floor_and_no_budget_is_exceeded(seed: int) -> None:
     bid, floor, first_price, visible = tick(seed)
@@ -103,6 +104,7 @@ def test_first_price_pays_the_own_bid() -> None:
         assert cleared.price_MS[0] == pytest.approx(expected)
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.floats(0.01, 10), st.floats(0.01, 10))
 def test_shading_bids_below_value_and_more_for_more(value: float, typical: float) -> None:
     bids = shaded(np.array([[value, value * 1.3]], dtype=np.float32), typical)[0]

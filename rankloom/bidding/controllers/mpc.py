@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from rankloom.bidding.controllers.constant import anchor
+from rankloom.bidding.controllers.constant import scale
 from rankloom.bidding.curves import TINY, MarketPrior
 from rankloom.bidding.protocol import N_TICKS, Campaigns, Decision, FloatArray, Observation
 
@@ -91,7 +91,7 @@ class MPC:
 
     def decide(self, observation: Observation) -> Decision:
         config, campaigns, history = self.config, observation.campaigns, observation.history
-        target_N = anchor(campaigns)
+        target_N = scale(observation)
         value_factor_N, cost_factor_N, errors = self._record(observation, target_N)
         forecast = self._forecast(observation)
         factor_A = self._factor_A
@@ -102,8 +102,10 @@ class MPC:
         payable_NKA = np.minimum(1.0, observation.remaining_N[:, None, None] / np.maximum(cost_NKA, TINY))
         final_value_NKA = bought_N[:, None, None] + value_NKA * payable_NKA
         final_cost_NKA = spent_N[:, None, None] + cost_NKA * payable_NKA
-        limit_N11 = campaigns.target_cpa_N[:, None, None]
-        kept_NKA = np.minimum(1.0, limit_N11 * final_value_NKA / np.maximum(final_cost_NKA, TINY))
+        limited_N = np.isfinite(campaigns.target_cpa_N)
+        allowed_NKA = np.where(limited_N, campaigns.target_cpa_N, 0.0)[:, None, None] * final_value_NKA
+        kept_NKA = np.minimum(1.0, allowed_NKA / np.maximum(final_cost_NKA, TINY))
+        kept_NKA[~limited_N] = 1.0
         score_NA = (final_value_NKA * kept_NKA**config.gamma).mean(axis=1)
         place_N = _peak(score_NA)
         step = np.log(factor_A[1] / factor_A[0])
@@ -214,7 +216,7 @@ class MPC:
 
     def expected_cost(self, observation: Observation) -> tuple[FloatArray, FloatArray]:
         """Multiples of the target (A,) and the mean cost (N, A) of the rest of the day at each, were nothing to stop it."""
-        _, cost_NKA = self._rest(self._forecast(observation), anchor(observation.campaigns))
+        _, cost_NKA = self._rest(self._forecast(observation), scale(observation))
         return self._factor_A, cost_NKA.mean(axis=1)
 
     def _planned(

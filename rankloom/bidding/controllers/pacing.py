@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rankloom.bidding.controllers.constant import anchor
+from rankloom.bidding.controllers.constant import scale
 from rankloom.bidding.curves import MarketPrior
 from rankloom.bidding.protocol import Campaigns, Decision, Observation
 
@@ -55,7 +55,7 @@ class MinPacing:
 
     def decide(self, observation: Observation) -> Decision:
         config, campaigns, history = self.config, observation.campaigns, observation.history
-        target_N = anchor(campaigns)
+        target_N = scale(observation)
         unit_N = campaigns.budget_N / len(self._traffic_T)
         log_mu_N = np.full(campaigns.n, np.log(config.mu))
         log_lam_N = np.full(campaigns.n, np.log(config.lam))

@@ -25,7 +25,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rankloom.bidding.controllers.constant import anchor
+from rankloom.bidding.controllers.constant import scale
 from rankloom.bidding.curves import MarketPrior
 from rankloom.bidding.protocol import N_TICKS, Campaigns, Decision, FloatArray, History, Observation
 
@@ -97,7 +97,7 @@ class PID:
         more_value_N = value_NT[:, recent].sum(axis=1) * (to_come / max(seen, 1e-9))
         small_N = 1e-3 * campaigns.budget_N
         budget_N = np.log((remaining_N + small_N) / (expected_N + small_N))
-        target_N = anchor(campaigns)
+        target_N = scale(observation)
         # one conversion's worth of good faith keeps the first ticks from shouting
         final_cost_N = spent_N + expected_N + target_N
         final_value_N = value_N + more_value_N + 1.0
@@ -107,7 +107,7 @@ class PID:
 
     def decide(self, observation: Observation) -> Decision:
         config, campaigns, history = self.config, observation.campaigns, observation.history
-        scale_N = anchor(campaigns)
+        scale_N = scale(observation)
         tick = history.n_ticks
         if tick == 0:
             return Decision(config.start * scale_N, ("none",) * campaigns.n)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rankloom.bidding.controllers.constant import anchor
+from rankloom.bidding.controllers.constant import scale
 from rankloom.bidding.controllers.mpc import MPC, MPCSettings
 from rankloom.bidding.curves import MarketPrior
 from rankloom.bidding.protocol import Campaigns, Decision, FloatArray, Observation
@@ -27,7 +27,7 @@ class OnlineLP:
     def start(self, campaigns: Campaigns, seed: int) -> None: ...
 
     def decide(self, observation: Observation) -> Decision:
-        target_N = anchor(observation.campaigns)
+        target_N = scale(observation)
         factor_A, cost_NA = self._planner.expected_cost(observation)
         affordable_NA = cost_NA <= observation.remaining_N[:, None]
         place_N = np.maximum(affordable_NA.sum(axis=1) - 1, 0)
@@ -60,7 +60,7 @@ class _Random:
         n = observation.campaigns.n
         self._walk_N = 0.9 * self._walk_N + self._rng.normal(0.0, 1.0, n) * self.walk_sd
         log_N = self._level_N + self._walk_N + self._rng.normal(0.0, 1.0, n) * self.noise_sd
-        return Decision(anchor(observation.campaigns) * np.exp(np.clip(log_N, -2.0, 2.0)), ("none",) * n)
+        return Decision(scale(observation) * np.exp(np.clip(log_N, -2.0, 2.0)), ("none",) * n)
 
 
 class Exploring(_Random):
