@@ -30,7 +30,7 @@ from rankloom.data.schema import EVENT_KINDS
 from rankloom.errors import RankloomError
 from rankloom.recommender import HistoryEvent, Rankloom
 from rankloom.recommender import Request as ModelRequest
-from rankloom.serving.describe import describe_prefixes
+from rankloom.serving.describe import describe_prefixes, example_filters
 from rankloom.serving.http import CSP
 from rankloom.serving.http import problem as _problem
 from rankloom.serving.metrics import Metrics
@@ -295,8 +295,9 @@ def create_app(model: Rankloom, *, state_path: Path | None = None, api_key: str 
     @app.get("/", response_class=HTMLResponse)
     def page() -> str:
         return pages.get_template("console.html").render(
-            model_version=model.model_version, n_items=model.trie.n_items, n_users=len(model.users)
-        )
+            model_version=model.model_version, n_items=model.trie.n_items, n_users=len(model.users),
+            simulated=bool(model.metadata.get("simulated")), examples=example_filters(model),
+        )  # fmt: skip
 
     @app.get("/v1/console/users")
     def users(
@@ -342,10 +343,17 @@ def _card(model: Rankloom, item_id: str) -> dict[str, Any]:
     """What a card shows of an item."""
     row = model.row_of(item_id)
     if row is None:
-        return {"item_id": item_id, "title": item_id, "category": [], "price": None, "duration_s": None}
+        return {
+            "item_id": item_id,
+            "title": item_id,
+            "category": [],
+            "price": None,
+            "currency": None,
+            "duration_s": None,
+        }
     own = model.items.row(row, named=True)
     price = own.get("price_micros")
     return {
         "item_id": item_id, "title": own["title"], "category": own.get("category") or [],
-        "price": None if price is None else price / 1e6, "duration_s": own.get("duration_s"),
+        "price": None if price is None else price / 1e6, "currency": own.get("currency"), "duration_s": own.get("duration_s"),
     }  # fmt: skip

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
+import numpy as np
+
+from rankloom.data.filters import parse_filter
 from rankloom.recommender import Rankloom
 
 
@@ -30,3 +34,20 @@ def describe_prefixes(model: Rankloom, *, words: int = 2) -> dict[tuple[int, ...
         scored = [((n / sizes[prefix]) ** 2 * total / overall[word], word) for word, n in counts.items()]
         out[prefix] = " · ".join(word for _, word in sorted(scored, reverse=True)[:words])
     return out
+
+
+def example_filters(model: Rankloom) -> list[str]:
+    """A few filters that mean something for this catalogue, each met by some items and not by all."""
+    items, out = model.items, []
+    if "price_micros" in items.columns and items["price_micros"].null_count() < items.height:
+        middle = float(items["price_micros"].drop_nulls().to_numpy().mean()) / 1e6
+        out.append(f"price < {float(f'{middle:.1g}'):g}")
+    if "category" in items.columns:
+        names = Counter(path[min(1, len(path) - 1)] for path in items["category"].to_list() if path)
+        out += [f"category in [{json.dumps(name, ensure_ascii=False)}]" for name, _ in names.most_common(2)]
+    if "duration_s" in items.columns and items["duration_s"].null_count() < items.height:
+        out.append("duration_s < 60")
+    if "in_stock" in items.columns and items["in_stock"].null_count() < items.height:
+        out.append("in_stock == true")
+    masks = [(text, parse_filter(text).mask(items)) for text in out]
+    return [text for text, mask in masks if 0 < int(np.count_nonzero(mask)) < items.height]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 import re
 import subprocess
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from rankloom.errors import RankloomError
 from rankloom.recommender import Rankloom
 from rankloom.serving.app import create_app
+from rankloom.serving.describe import example_filters
 from rankloom.serving.server import bind, run
 from rankloom.serving.state import EventStore, StoredEvent
 
@@ -268,9 +270,20 @@ def test_both_languages_have_every_string() -> None:
     script = (Path(__file__).parents[2] / "rankloom/serving/static/console.js").read_text(encoding="utf-8")
     english, chinese = (set(re.findall(r"(\w+): \"", part)) for part in script.split("zh: {", 1))
     page = (Path(__file__).parents[2] / "rankloom/serving/templates/console.html").read_text(encoding="utf-8")
-    used = set(re.findall(r'data-t="(\w+)"', page))
+    used = set(re.findall(r'data-t="(\w+)"', page)) | set(re.findall(r'\bt\("(\w+)"\)', script))
     assert used <= english
     assert used <= chinese
+
+
+def test_the_filters_that_the_page_offers_mean_something_here(client: TestClient, model: Rankloom) -> None:
+    offered = example_filters(model)
+    assert len(offered) >= 3
+    page = html.unescape(client.get("/").text)
+    for text in offered:
+        assert f">{text}</button>" in page
+        trace = client.post("/v1/console/trace", json={"filter": text, "k": 3}).json()
+        assert 0 < trace["funnel"]["passes the filter"] < trace["funnel"]["catalogue"]
+        assert len(trace["items"]) == 3
 
 
 def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:

@@ -1,90 +1,153 @@
 // The page: one person, what the model generates for them, and how the beam got there.
 const words = {
   en: { tagline: "One generative model over", items: "items", people: "people", person: "Person", filter: "Filter", search: "Search", go: "Generate",
-        history: "What they did", generated: "What the model generates", beam: "How the beam got there",
-        beamHint: "Level by level: the codes that survive, what they mean, and their probability. Click a generated card to take it: the list reacts.",
-        none: "nothing yet", level: "Level", legal: "legal continuations" },
+        another: "Another person", history: "What they did", generated: "What the model generates", beam: "How the beam got there",
+        beamHint: "Level by level: the codes that survive, what they mean, their probability and how many items they lead to. Point at a generated card to see its way; click it to take it: the list reacts.",
+        none: "Nothing yet: the model falls back on what people in general take first.", nothing: "Nothing can be generated.", level: "Level", legal: "legal continuations",
+        simulated: "simulated", key: "This server asks for its API key", keyGo: "Use it", took: "generated in", more: "more", stranger: "no history of this person", examples: "Try",
+        "catalogue": "in the catalogue", "passes the filter": "pass the filter", "not seen or excluded": "may be shown", "generated ": "generated", "shown": "shown" },
   zh: { tagline: "一个生成模型，", items: "件物品", people: "位用户", person: "用户", filter: "过滤条件", search: "搜索", go: "生成",
-        history: "历史行为", generated: "模型生成的列表", beam: "束搜索过程",
-        beamHint: "逐级显示保留下来的编码、含义与概率。点击一张生成卡片即记录一次点击，列表随之变化。",
-        none: "暂无", level: "第", legal: "个合法延伸" },
+        another: "换一位用户", history: "历史行为", generated: "模型生成的列表", beam: "束搜索过程",
+        beamHint: "逐级显示保留下来的编码、含义、概率与可到达的物品数。指向一张生成卡片可查看它的路径；点击即记录一次点击，列表随之变化。",
+        none: "暂无历史：模型给出大众首选。", nothing: "没有可生成的物品。", level: "第", legal: "个合法延伸",
+        simulated: "模拟数据", key: "此服务需要 API 密钥", keyGo: "使用", took: "生成用时", more: "更多", stranger: "没有此用户的历史", examples: "试试",
+        "catalogue": "目录中", "passes the filter": "通过过滤", "not seen or excluded": "可展示", "generated ": "已生成", "shown": "已展示" },
 };
 let language = navigator.language?.startsWith("zh") ? "zh" : "en";
+let latest = 0;
+const t = (name) => words[language][name] ?? name;
 const $ = (id) => document.getElementById(id);
 const make = (tag, name, text) => { const e = document.createElement(tag); if (name) e.className = name; if (text !== undefined) e.textContent = text; return e; };
 
 function translate() {
   document.documentElement.lang = language;
-  for (const e of document.querySelectorAll("[data-t]")) e.textContent = words[language][e.dataset.t];
+  for (const e of document.querySelectorAll("[data-t]")) e.textContent = t(e.dataset.t);
   $("language").textContent = language === "en" ? "中文" : "English";
 }
 
 async function call(path, body) {
-  const reply = await fetch(path, body && { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+  const headers = { "content-type": "application/json" };
+  const key = sessionStorage.getItem("rankloom-key");
+  if (key) headers["x-api-key"] = key;
+  const reply = await fetch(path, body ? { method: "POST", headers, body: JSON.stringify(body) } : { headers });
   const json = await reply.json();
-  if (!reply.ok) throw new Error([json.message, json.action].filter(Boolean).join("\n"));
+  if (reply.status === 401) $("unlock").hidden = false;
+  if (!reply.ok) throw new Error([json.message, json.field && `${json.field}${json.value ? ` = ${json.value}` : ""}`, json.action].filter(Boolean).join("\n"));
   return json;
 }
 
 function tile(path) {
-  const c = document.createElement("canvas"); c.className = "tile"; c.width = c.height = 34;
+  const c = document.createElement("canvas"); c.className = "tile"; c.width = c.height = 34; c.setAttribute("aria-hidden", "true");
   let h = 7; for (const ch of path.join("/") || "?") h = (h * 31 + ch.codePointAt(0)) % 3600;
   const g = c.getContext("2d"); g.fillStyle = `hsl(${h / 10} 38% 62%)`; g.fillRect(0, 0, 34, 34);
   g.fillStyle = `hsl(${(h / 10 + 40) % 360} 45% 74%)`; g.beginPath(); g.arc(10 + (h % 14), 24, 12, 0, 7); g.fill();
   return c;
 }
 
-function card(item, side) {
-  const b = make("button", "card"); b.type = "button";
+const price = (item) => item.price == null ? null : item.currency ? new Intl.NumberFormat(language, { style: "currency", currency: item.currency }).format(item.price) : item.price.toFixed(2);
+const when = (stamp) => stamp ? new Intl.DateTimeFormat(language, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", timeZone: "UTC" }).format(new Date(stamp)) : "";
+
+function card(item, side, tag) {
+  const b = make(tag, "card"); if (tag === "button") b.type = "button";
   const middle = make("div"); middle.append(make("strong", "", item.title));
-  const facts = [item.category.slice(1).join(" › "), item.price != null ? `$${item.price.toFixed(2)}` : null, item.duration_s ? `${Math.round(item.duration_s)} s` : null];
-  middle.append(make("small", "", facts.filter(Boolean).join(" · ")));
-  for (const reason of item.reasons ?? []) { middle.append(make("br")); middle.append(make("small", "", reason)); }
+  const path = item.category.length > 1 ? item.category.slice(1) : item.category;
+  middle.append(make("small", "", [path.join(" › "), price(item), item.duration_s ? `${Math.round(item.duration_s)} s` : null].filter(Boolean).join(" · ")));
+  for (const reason of item.reasons ?? []) middle.append(make("small", "reason", reason));
   b.append(tile(item.category), middle, side);
   const li = make("li"); li.append(b); return [li, b];
 }
 
-function showHistory(events) {
-  $("history").replaceChildren(...(events.length ? events.map((e) => {
-    const side = make("div", "side"); side.append(make("div", "", e.event), make("div", "", e.timestamp ? e.timestamp.slice(5, 16).replace("T", " ") : ""));
-    return card(e, side)[0];
-  }) : [make("li", "hint", words[language].none)]));
+function showHistory(person) {
+  $("history").replaceChildren(...(person.history.length ? person.history.map((e) => {
+    const side = make("div", "side"); side.append(make("div", "", e.event.replaceAll("_", " ")), make("div", "", when(e.timestamp)));
+    return card(e, side, "div")[0];
+  }) : [make("li", "hint", t("none"))]));
+}
+
+const percent = (logProbability) => { const p = 100 * Math.exp(logProbability); return `${p >= 10 ? p.toFixed(0) : p >= 1 ? p.toFixed(1) : p.toPrecision(2)}%`; };
+
+// the prefixes of one semantic ID light up in the columns of the beam
+function follow(sid) {
+  for (const row of document.querySelectorAll(".prefix")) row.classList.toggle("on", sid !== null && sid.slice(0, row.codes.length).join() === row.codes.join());
 }
 
 function showTrace(trace, user) {
-  $("items").replaceChildren(...trace.items.map((item) => {
-    const side = make("div", "side"); side.append(make("span", "sid", item.sid.join("-")), make("div", "", item.score.toFixed(2)));
-    const [li, b] = card(item, side);
-    b.addEventListener("click", async () => { await call("/v1/events", { events: [{ user_id: user, item_id: item.item_id, event: "click" }] }); refresh(); });
+  $("items").replaceChildren(...(trace.items.length ? trace.items.map((item) => {
+    const side = make("div", "side"); side.append(make("span", "sid", item.sid.join("-")), make("div", "", percent(item.score)));
+    const [li, b] = card(item, side, "button");
+    for (const on of ["mouseenter", "focus"]) b.addEventListener(on, () => follow(item.sid));
+    for (const off of ["mouseleave", "blur"]) b.addEventListener(off, () => follow(null));
+    b.addEventListener("click", () => act(async () => { await call("/v1/events", { events: [{ event_id: crypto.randomUUID?.() ?? `${Date.now()}`, user_id: user, item_id: item.item_id, event: "click" }] }); await refresh(); }));
     return li;
-  }));
-  $("funnel").replaceChildren(...Object.entries(trace.funnel).map(([name, n]) => { const d = make("div"); d.append(make("b", "", n.toLocaleString()), make("span", "", name)); return d; }));
+  }) : [make("li", "hint", t("nothing"))]));
+  $("degraded").textContent = trace.degraded_reason ?? ""; $("degraded").hidden = !trace.degraded_reason;
+  $("took").textContent = `${t("took")} ${trace.timing_ms.total.toFixed(0)} ms`;
+  $("funnel").replaceChildren(...Object.entries(trace.funnel).map(([name, n]) => { const d = make("div"); d.append(make("b", "", n.toLocaleString()), make("span", "", name === "generated" ? t("generated ") : t(name))); return d; }));
   $("beam").replaceChildren(...trace.levels.map((level, n) => {
     const column = make("div", "level");
-    column.append(make("h3", "", `${words[language].level} ${n + 1} · ${trace.legal_continuations[n].toLocaleString()} ${words[language].legal}`));
-    for (const beam of level.slice(0, 14)) {
-      const row = make("div", "prefix"); const left = make("span"); left.append(make("span", "sid", beam.codes.join("-")), make("em", "", " " + beam.meaning));
+    column.append(make("h3", "", `${t("level")} ${n + 1} · ${trace.legal_continuations[n].toLocaleString()} ${t("legal")}`));
+    const rows = level.map((beam) => {
+      const row = make("div", "prefix"); row.codes = beam.codes;
+      const left = make("span"); left.append(make("span", "sid", beam.codes.join("-")), make("em", "", " " + beam.meaning));
       const bar = make("progress"); bar.max = 1; bar.value = Math.exp(beam.log_prob - level[0].log_prob);
-      row.append(left, make("span", "", `${(100 * Math.exp(beam.log_prob)).toFixed(2)}% · ${beam.n_items}`), bar); column.append(row);
+      row.append(left, make("span", "", `${percent(beam.log_prob)} · ${beam.n_items}`), bar); return row;
+    });
+    column.append(...rows.slice(0, 14));
+    if (rows.length > 14) {
+      const more = make("button", "more", `${rows.length - 14} ${t("more")}`); more.type = "button";
+      more.addEventListener("click", () => more.replaceWith(...rows.slice(14)));
+      column.append(more);
     }
     return column;
   }));
 }
 
+function ask() { return { user: $("user").value.trim(), filter: $("filter").value.trim(), query: $("query").value.trim() }; }
+
 async function refresh() {
-  const user = $("user").value.trim();
-  const ask = { user_id: user || null, k: 12, explain: true, filter: $("filter").value.trim() || null, query: $("query").value.trim() || null };
+  const own = ++latest, { user, filter, query } = ask();
+  const kept = new URLSearchParams(Object.entries({ user, filter, query }).filter(([, value]) => value));
+  history.replaceState(null, "", kept.size ? `?${kept}` : location.pathname);
+  document.body.classList.add("busy");
   try {
-    const [person, trace] = await Promise.all([call(`/v1/console/users/${encodeURIComponent(user || "-")}`), call("/v1/console/trace", ask)]);
-    $("problem").hidden = true; showHistory(person.history); showTrace(trace, user || "visitor");
-  } catch (error) { $("problem").textContent = error.message; $("problem").hidden = false; }
+    const body = { user_id: user || null, k: 12, explain: true, filter: filter || null, query: query || null };
+    // a wrong filter is no reason to hide what the person did
+    const [person, trace] = await Promise.allSettled([call(`/v1/console/users/${encodeURIComponent(user || "-")}`), call("/v1/console/trace", body)]);
+    // an answer that a newer question has overtaken is not shown
+    if (own !== latest) return;
+    if (person.status === "fulfilled") {
+      showHistory(person.value);
+      $("known").textContent = user && !person.value.history.length ? t("stranger") : "";
+    }
+    if (trace.status === "rejected") throw trace.reason;
+    showTrace(trace.value, user || "visitor");
+  } finally { if (own === latest) document.body.classList.remove("busy"); }
 }
 
-$("language").addEventListener("click", () => { language = language === "en" ? "zh" : "en"; translate(); refresh(); });
-$("ask").addEventListener("submit", (event) => { event.preventDefault(); refresh(); });
-$("user").addEventListener("change", refresh);
+// every action ends in what it shows or in a message
+async function act(what) {
+  try { await what(); $("problem").hidden = true; } catch (error) {
+    $("problem").textContent = error instanceof TypeError ? "The server does not answer." : error.message; $("problem").hidden = false;
+    for (const id of ["items", "beam", "funnel"]) $(id).replaceChildren();
+    $("degraded").hidden = true; $("took").textContent = "";
+  }
+}
+
+let people = [];
+async function start() {
+  people = await call("/v1/console/users?limit=500");
+  $("users").replaceChildren(...people.map((u) => { const o = make("option"); o.value = u; return o; }));
+  const given = new URLSearchParams(location.search);
+  for (const name of ["user", "filter", "query"]) $(name).value = given.get(name) ?? $(name).value;
+  if (!$("user").value && !given.size) $("user").value = people[0] ?? "";
+  await refresh();
+}
+
+$("language").addEventListener("click", () => { language = language === "en" ? "zh" : "en"; translate(); act(refresh); });
+$("ask").addEventListener("submit", (event) => { event.preventDefault(); act(refresh); });
+$("user").addEventListener("change", () => act(refresh));
+$("another").addEventListener("click", () => { $("user").value = people[Math.floor(Math.random() * people.length)] ?? ""; act(refresh); });
+for (const b of document.querySelectorAll("[data-fill]")) b.addEventListener("click", () => { $(b.dataset.fill).value = b.textContent; act(refresh); });
+$("unlock").addEventListener("submit", (event) => { event.preventDefault(); sessionStorage.setItem("rankloom-key", $("key").value); $("unlock").hidden = true; act(start); });
 translate();
-const users = await call("/v1/console/users?limit=500");
-$("users").replaceChildren(...users.map((u) => { const o = make("option"); o.value = u; return o; }));
-$("user").value = users[0] ?? "";
-refresh();
+act(start);
