@@ -151,7 +151,8 @@ def train(
     if seed is not None:
         overrides.append(f"seed={seed}")
     pipeline.train(shop, out, own.with_overrides(overrides), resume=resume, overwrite=overwrite, say=say)
-    print(f"model folder: {out}")
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts this several times
+        print(f"model folder: {out}")
 
 
 @app.command(epilog="Example: rankloom evaluate model demo/shop --baselines")

@@ -24,15 +24,18 @@ class Progress:
     Args:
         description: what is running, in the user's words.
         total: number of units, or None when it is not known.
+        done: units that were done before, in a run that is resumed; the rate is that of the others.
         quiet: never print.
     """
 
-    def __init__(self, description: str, total: int | None = None, *, unit: str = "", quiet: bool = False) -> None:
+    def __init__(
+        self, description: str, total: int | None = None, *, unit: str = "", done: int = 0, quiet: bool = False
+    ) -> None:
         self.description = description
         self.total = total
         self.unit = unit
         self.quiet = quiet
-        self.done = 0
+        self.done = self._before = done
         self._start = time.monotonic()
         self._next_print = self._start + 2.0
         self._tty = sys.stderr.isatty()
@@ -45,7 +48,7 @@ class Progress:
             return
         self._next_print = now + (0.2 if self._tty else 10.0)
         elapsed = now - self._start
-        rate = self.done / max(elapsed, 1e-9)
+        rate = (self.done - self._before) / max(elapsed, 1e-9)
         if self.total:
             share = min(1.0, self.done / self.total)
             eta = format_seconds((self.total - self.done) / max(rate, 1e-9))

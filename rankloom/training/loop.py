@@ -148,8 +148,8 @@ class Trainer:
         # small shops have short epochs: do not evaluate more often than twenty times a run
         every = max(1, round(self.steps_per_epoch * config.eval_every_epochs), self.total_steps // 20)
         self.model.train()
-        with Progress("training", self.total_steps, unit="steps", quiet=self.quiet or not self.leader) as progress:
-            progress.done = position.step
+        quiet = self.quiet or not self.leader
+        with Progress("training", self.total_steps, unit="steps", done=position.step, quiet=quiet) as progress:
             running = _Running()
             while position.epoch < self.max_epochs:
                 pending: list[TrainingBatch] = []
