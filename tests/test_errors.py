@@ -272,7 +272,7 @@ def test_a_full_disk_stops_a_training_and_leaves_no_half_model(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     assert run.returncode == 2, run.stderr

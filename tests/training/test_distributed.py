@@ -22,7 +22,8 @@ from rankloom.pipeline import train
 SETTINGS = [
     "training.max_epochs=1", "training.min_steps=12", "training.batch_tokens=400", "training.checkpoint_minutes=0",
     "training.eval_users=60", "decoding.beam=8", "alignment.enabled=false",
-    "model.moe_experts=3", "model.moe_top_k=1", "model.moe_first_dense=1",
+    "model.d_model=16", "model.n_layers=2", "model.n_heads=2", "model.moe_experts=3", "model.moe_top_k=1",
+    "model.moe_first_dense=1", "text.dim=16",
 ]  # fmt: skip
 PLAIN = ["model.dropout=0", "model.item_dropout=0"]
 SCRIPT = """
@@ -58,7 +59,7 @@ def torchrun(folder: Path, shop: Path, jobs: list[tuple[str, str, int | None]]) 
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
     )
     assert run.returncode == 0, run.stderr[-4000:]
 
