@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -320,7 +320,8 @@ class Rankloom:
             seen: whether items of the history may be shown; `auto` does what the training log did.
 
         Raises:
-            RankloomError: a bad filter, an unknown item in `exclude` or `history`, or k < 1.
+            RankloomError: a bad filter, an unknown surface or policy, a k or beam that is no positive whole number. Items
+                that the catalogue does not know are passed over in `history` and `exclude`: catalogues change.
         """
         events = None if history is None else tuple(HistoryEvent(h) if isinstance(h, str) else h for h in history)
         request = Request(user, events, k, filter, tuple(exclude), query, surface, explain, beam, seen)
@@ -740,9 +741,23 @@ def empty_histories() -> pl.DataFrame:
 
 
 def _check(request: Request) -> None:
-    if request.k < 1:
-        raise RankloomError(f"k is {request.k}", place="k", action="ask for at least one item", code="k-range")
-    if request.beam is not None and request.beam < 1:
+    if not isinstance(request.k, int) or request.k < 1:
+        raise RankloomError(f"k is {request.k!r}", place="k", action="ask for at least one item", code="k-range")
+    if request.beam is not None and (not isinstance(request.beam, int) or request.beam < 1):
         raise RankloomError(
-            f"beam is {request.beam}", place="beam", action="use a beam of at least 1", code="beam-range"
+            f"beam is {request.beam!r}", place="beam", action="use a beam of at least 1", code="beam-range"
+        )
+    if request.surface not in schema.SURFACE_CODE:
+        raise RankloomError(
+            f"no surface {request.surface!r}",
+            place="surface",
+            action=f"choose one of {', '.join(schema.SURFACES)}",
+            code="unknown-surface",
+        )
+    if request.seen not in get_args(SeenPolicy):
+        raise RankloomError(
+            f"no policy {request.seen!r} for seen items",
+            place="seen",
+            action=f"choose one of {', '.join(get_args(SeenPolicy))}",
+            code="unknown-policy",
         )

@@ -155,10 +155,21 @@ def test_the_trace_follows_the_codes(model: Rankloom) -> None:
     assert trace.to_dict()["funnel"] == trace.funnel
 
 
-@pytest.mark.parametrize("bad", [{"k": 0}, {"beam": 0}, {"filter": "price <"}, {"filter": "colour == 'x'"}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"k": 0}, {"k": "3"}, {"k": 2.0}, {"beam": 0}, {"beam": "8"}, {"filter": "price <"}, {"filter": "colour == 'x'"},
+     {"surface": "window"}, {"seen": "perhaps"}],
+)  # fmt: skip
 def test_bad_requests_are_told(model: Rankloom, bad: dict[str, object]) -> None:
     with pytest.raises(RankloomError):
         model.recommend(**bad)  # type: ignore[arg-type]
+
+
+def test_items_that_the_catalogue_does_not_know_are_passed_over(model: Rankloom) -> None:
+    known = model.items["item_id"].to_list()[3:6]
+    asked = model.recommend(history=["never-there", *known, "nor-this"], exclude=["nowhere"], k=6)
+    assert [item.item_id for item in asked.items] == [item.item_id for item in model.recommend(history=known, k=6).items]
+    assert len(model.recommend(history=["never-there"], k=3).items) == 3
 
 
 def test_incomplete_items_are_refused(model: Rankloom) -> None:
