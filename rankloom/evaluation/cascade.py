@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from rankloom.data.sequences import TRAIN, VALID, Cases, Sequences
 from rankloom.evaluation.cascade_statistics import Catalogue, Past, Statistics, unit
-from rankloom.evaluation.systems import FloatArray, IntArray, seen_pairs, top_items
+from rankloom.evaluation.systems import FloatArray, IntArray, people_come_back, seen_pairs, top_items
 from rankloom.progress import Progress
 
 _DAY_US: Final = 86_400_000_000
@@ -93,8 +93,7 @@ class Cascade:
         self.content = unit(content) if content is not None and content.size else None
         self._kept = None
         trained = np.flatnonzero((sequences.stage == TRAIN) & sequences.target)
-        pairs = sequences.user[trained].astype(np.int64) * sequences.n_items + sequences.item[trained]
-        self.repeats = len(np.unique(pairs)) < len(pairs)
+        self.repeats = people_come_back(sequences)
         earlier, held_out = split_training(sequences, self.max_training, seed)
         before = Statistics.fit(sequences, earlier, self.catalogue, seed)
         training = self._examples(sequences, held_out, before, "cascade: training candidates")

@@ -11,6 +11,9 @@ Shapes: B sequences, T places, D width, I items, N items scored in a step, M tra
 
 from __future__ import annotations
 
+from itertools import chain
+from typing import Final
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,10 +22,11 @@ from torch.nn import functional as F
 
 from rankloom.data.sequences import TRAIN, VALID, Cases, Sequences
 from rankloom.evaluation.metrics import gains, target_rank
-from rankloom.evaluation.systems import FloatArray, ScoringSystem, training_counts
+from rankloom.evaluation.systems import FloatArray, ScoringSystem, people_come_back, training_counts
 from rankloom.progress import Progress
 
-_TEXT_DIM = 128
+_TEXT_DIM: Final = 128
+_ROUND_STEPS: Final = 40
 
 
 class _Block(nn.Module):
@@ -87,28 +91,30 @@ class SASRec(ScoringSystem):
 
     Args:
         use_text: add projected content vectors to the item vectors (the variant `id+text`).
-        batch_tokens: places a step.
+        max_rounds: validations at most; a round is an epoch, or several where an epoch is only a few steps.
+        batch_tokens: places a step; a small log is cut into at least some twenty steps an epoch.
         n_negatives: items of a sampled softmax.
-        patience: epochs without a better validation figure before stopping.
+        patience: rounds without a better validation figure before stopping.
     """
 
     name = "sasrec"
 
     def __init__(
         self, *, use_text: bool = True, dim: int = 64, blocks: int = 2, dropout: float = 0.5, length: int = 50,
-        max_epochs: int = 80, patience: int = 5, learning_rate: float = 1e-3, batch_tokens: int = 2048,
+        max_rounds: int = 80, patience: int = 5, learning_rate: float = 1e-3, batch_tokens: int = 2048,
         full_softmax_limit: int = 4096, n_negatives: int = 2048, quiet: bool = False,
     ) -> None:  # fmt: skip
         self.variant = "id+text" if use_text else "id"
         self.use_text = use_text
         self.dim, self.blocks, self.dropout, self.length = dim, blocks, dropout, length
-        self.max_epochs, self.patience = max_epochs, patience
+        self.max_rounds, self.patience = max_rounds, patience
         self.learning_rate, self.batch_tokens, self.quiet = learning_rate, batch_tokens, quiet
         self.full_softmax_limit, self.n_negatives = full_softmax_limit, n_negatives
 
     def fit(self, sequences: Sequences, content: FloatArray | None, seed: int) -> None:
         begin, end = self._windows(sequences)
         self._counts = training_counts(sequences).astype(np.float32)
+        self._repeats = people_come_back(sequences, share=0.05)
         item = torch.from_numpy(sequences.item[(sequences.stage == TRAIN) & sequences.target].astype(np.int64))
         rng = np.random.default_rng(seed)
         text = _reduced(content, seed) if self.use_text and content is not None else None
@@ -120,10 +126,11 @@ class SASRec(ScoringSystem):
             optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.learning_rate, weight_decay=0.01)
             best, best_state, bad = -1.0, None, 0
             cases = sequences.cases(VALID, max_per_user=1, max_users=4000, seed=0)
-            with Progress(f"SASRec ({self.variant})", self.max_epochs, unit="epochs", quiet=self.quiet) as progress:
-                for _ in range(self.max_epochs):
+            epochs = -(-_ROUND_STEPS // max(1, len(self._batches(end - begin, np.random.default_rng(seed)))))
+            with Progress(f"SASRec ({self.variant})", self.max_rounds, unit="rounds", quiet=self.quiet) as progress:
+                for _ in range(self.max_rounds):
                     self.net.train()
-                    for part in self._batches(end - begin, rng):
+                    for part in chain.from_iterable(self._batches(end - begin, rng) for _ in range(epochs)):
                         loss = self._loss(item, torch.from_numpy(begin[part]), torch.from_numpy(end[part]))
                         optimizer.zero_grad()
                         torch.autograd.backward(loss)
@@ -157,10 +164,11 @@ class SASRec(ScoringSystem):
         return start[trainable], stop[trainable]
 
     def _batches(self, length: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray[np.int64]]:
+        tokens = min(self.batch_tokens, max(128, int(length.sum()) // 20))
         order = np.argsort(length * rng.uniform(0.85, 1.15, len(length)), kind="stable")
         out, begin = [], 0
         while begin < len(order):
-            size = max(1, self.batch_tokens // int(length[order[min(begin + 63, len(order) - 1)]]))
+            size = max(1, tokens // int(length[order[min(begin + 63, len(order) - 1)]]))
             out.append(order[begin : begin + size])
             begin += size
         rng.shuffle(out)
@@ -190,7 +198,7 @@ class SASRec(ScoringSystem):
         if not len(cases):
             return 0.0
         self._vectors = None
-        lists = self.rank(sequences, cases, 10, mask_seen=True)
+        lists = self.rank(sequences, cases, 10, mask_seen=not self._repeats)
         return float(gains(target_rank(lists, cases.target), 10, "ndcg").mean())
 
     @torch.no_grad()

@@ -91,6 +91,13 @@ def training_counts(sequences: Sequences) -> NDArray[np.int64]:
     return np.bincount(sequences.item[trained], minlength=sequences.n_items)
 
 
+def people_come_back(sequences: Sequences, *, share: float = 0.0) -> bool:
+    """Whether more than a share of the training targets are items that the person already had."""
+    rows = np.flatnonzero((sequences.stage == TRAIN) & sequences.target)
+    pairs = sequences.user[rows].astype(np.int64) * sequences.n_items + sequences.item[rows]
+    return len(rows) - len(np.unique(pairs)) > share * len(rows)
+
+
 def last_items(sequences: Sequences, cases: Cases, part: slice) -> IntArray:
     """(B,) the item right before the target, -1 for an empty history."""
     row = cases.row[part]

@@ -32,7 +32,7 @@ def result(bazaar: Shop, model_path: Path) -> EvaluationResult:
     systems, content = suite(RankloomSystem(own, bazaar, quiet=True), bazaar, sequences, quiet=True)
     for system in systems:
         if isinstance(system, SASRec):
-            system.max_epochs, system.dim = 2, 16
+            system.max_rounds, system.dim = 2, 16
     return evaluate(systems, sequences, content, EvaluationConfig(bootstrap=50, max_cases_per_user=1), max_cases=60)
 
 
