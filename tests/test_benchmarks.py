@@ -143,3 +143,61 @@ def test_missing_data_says_how_to_point_to_it(tmp_path: Path, monkeypatch: pytes
     assert common.data_folder("here") == tmp_path / "here"
     with pytest.raises(SystemExit, match="RANKLOOM_DATA"):
         common.data_folder("absent", "items.parquet")
+
+
+# -- benchmarks that look for faults find them
+
+
+@pytest.fixture(scope="module")
+def decoding() -> ModuleType:
+    return load("decoding_exact")
+
+
+def test_exact_decoding_is_told_exact(decoding: ModuleType) -> None:
+    found = decoding.invalid("tiny", "filter and exclusions", 300, 16, 0)
+    assert found["generated"] >= 300
+    assert (found["invalid"], found["missing"], found["items"]) == (0, 0, 0)
+    for twin in decoding.equalities("tiny", 60, 0).values():
+        assert twin["order"]
+        assert twin["ulp"] <= decoding.ULP_LIMIT
+
+
+def test_a_filter_that_is_not_applied_is_found(decoding: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = decoding.MaskIndex.requests
+    monkeypatch.setattr(decoding.MaskIndex, "requests", lambda own, filters, excluded: requests(own, [None] * len(filters)))
+    found = decoding.invalid("tiny", "comparison", 300, 16, 0)
+    assert found["invalid"] > 0
+
+
+def test_a_beam_that_stops_early_is_found(decoding: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = decoding.beam_search
+
+    def narrow(*args: Any, beam: list[int], **options: Any) -> Any:
+        return search(*args, beam=[max(1, width - 1) for width in beam], **options)
+
+    monkeypatch.setattr(decoding, "beam_search", narrow)
+    assert decoding.invalid("tiny", "none", 300, 16, 0)["missing"] > 0
+
+
+def test_a_cache_that_follows_the_wrong_beam_is_found(decoding: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    reorder = decoding.LazyDecoder.reorder
+    monkeypatch.setattr(decoding.LazyDecoder, "reorder", lambda model, cache, parent: reorder(model, cache, parent * 0))
+    twins = decoding.equalities("tiny", 60, 0)
+    assert twins["cached against recomputed"]["ulp"] > decoding.ULP_LIMIT
+
+
+def test_a_killed_training_is_told_by_what_it_left(tmp_path: Path) -> None:
+    crash = load("crash_training")
+    out = tmp_path / "model"
+    assert crash.whole_or_absent(out)
+    assert crash.place_of_death(out) == "starting"
+    (tmp_path / "model.training").mkdir()
+    (tmp_path / "model.training" / "run.json").touch()
+    assert crash.place_of_death(out) == "reading and tokenising"
+    (tmp_path / "model.training" / "checkpoint.safetensors").touch()
+    assert crash.place_of_death(out) == "training or choosing weights"
+    (tmp_path / ".model.tmp-1").mkdir()
+    assert crash.place_of_death(out) == "export"
+    out.mkdir()
+    (out / "config.json").touch()
+    assert not crash.whole_or_absent(out)
