@@ -281,7 +281,7 @@ def test_a_full_disk_stops_a_training_and_leaves_no_half_model(
     assert "free disk space" in last
     assert "Traceback" not in run.stderr
     assert not (tmp_path / "out").exists()
-    assert not [path for path in tmp_path.rglob("*.tmp-*")]
+    assert not list(tmp_path.rglob("*.tmp-*"))
 
 
 @pytest.fixture
