@@ -38,7 +38,7 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.RShift: ast.LShift,
 }
 SKIPPED_FIELDS = {"annotation", "returns", "decorator_list", "type_params", "bases"}
-SKIPPED_CALLS = {"RankloomError", "Progress", "track", "print", "cast", "TypeVar", "Field", "warn"}
+SKIPPED_CALLS = {"RankloomError", "Progress", "track", "advance", "print", "cast", "TypeVar", "Field", "warn"}
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,9 @@ def pytest_sessionfinish(session):
 
 
 def copy_tree(folder: Path) -> Path:
-    """The package and its tests, alone, in `folder`."""
+    """The package, its tests and what they read, alone, in `folder`."""
     ignored = shutil.ignore_patterns("__pycache__", ".hypothesis", "*.tmp-*")
-    for name in ("rankloom", "tests", "benchmarks"):
+    for name in ("rankloom", "tests", "benchmarks", "docs"):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", folder)

@@ -339,6 +339,8 @@ def test_kuairand_videos_have_built_titles_durations_and_tags(tmp_path: Path) ->
     assert own.item("1")["category"] == ["tag 11", "tag 34"]
     assert (own.item("0")["duration_s"], own.item("1")["duration_s"]) == (87.433, None)
     assert own.item("2")["title"] == "NORMAL ShortImport author 789"
+    attributes = {entry["key"]: entry["value"] for entry in own.item("1")["attributes"]}
+    assert attributes == {"author": "456", "kind": "AD", "upload": "Kmovie", "music": "63558107"}
     assert own.said("the videos have no titles; they were built from tag, kind and author")
     users = Shop.open(own.shop).users()
     assert users is not None

@@ -10,7 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankloom.decoding.select import Candidates, expand, leaf_log_share, mix_scores, top_k
+from rankloom.decoding.masks import MaskIndex
+from rankloom.decoding.memory import Guide
+from rankloom.decoding.select import Candidates, expand, leaf_log_share, mix_scores, top_k, with_memory
 from rankloom.semantic.trie import Trie
 
 NEVER = float("-inf")
@@ -99,3 +101,18 @@ def test_the_best_come_first_ties_keep_their_order_and_gaps_are_padded() -> None
     assert best[0, 3:].tolist() == [NEVER] * 3
     assert beams.shape == (1, 6)
     assert top_k(candidates, scores, 1)[0].tolist() == [[8]]
+
+
+def test_the_memory_takes_its_share_of_the_head_where_it_has_something_to_say() -> None:
+    trie = Trie.build(np.array([[0], [1], [1], [2]]), [3])
+    # request 0 is reminded of rows 0 (amount 1) and 2 (amount 3), request 1 of nothing
+    recalled = (torch.tensor([0, 0]), torch.tensor([0, 2]), torch.tensor([1.0, 3.0]))
+    guide = Guide(MaskIndex(trie, 4), recalled, share=0.5)
+    item = torch.tensor([[2, 0, 1, -1], [3, 0, -1, -1]])
+    head = torch.tensor([[0.0, 1.0, 2.0, NEVER], [1.0, 1.0, NEVER, NEVER]])
+    mixed = with_memory(head, item, guide, 0.25)
+    own = head.softmax(1)
+    told = torch.tensor([[0.75, 0.25, 0.0, 0.0]])
+    torch.testing.assert_close(mixed[0, :3].exp(), (0.75 * own[0] + 0.25 * told[0])[:3])
+    assert mixed[0, 3] == NEVER
+    torch.testing.assert_close(mixed[1], head[1].log_softmax(0))
