@@ -101,7 +101,7 @@ class SASRec(ScoringSystem):
 
     def __init__(
         self, *, use_text: bool = True, dim: int = 64, blocks: int = 2, dropout: float = 0.5, length: int = 50,
-        max_rounds: int = 80, patience: int = 5, learning_rate: float = 1e-3, batch_tokens: int = 2048,
+        max_rounds: int = 80, patience: int = 5, learning_rate: float = 2e-3, batch_tokens: int = 2048,
         full_softmax_limit: int = 4096, n_negatives: int = 2048, quiet: bool = False,
     ) -> None:  # fmt: skip
         self.variant = "id+text" if use_text else "id"
