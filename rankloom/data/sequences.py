@@ -219,7 +219,8 @@ def _read_interactions(shop: Shop, config: DataConfig, items: pl.DataFrame, *, h
     else:
         items = items.with_columns(pl.lit(None, dtype=pl.Float64()).alias("duration_s"))
     strength = {kind: rank for rank, kind in enumerate(_STRENGTH)}
-    frame = frame.join(items, on="item_id", how="inner").with_columns(
+    # events of one moment stay in the order of the log
+    frame = frame.join(items, on="item_id", how="inner", maintain_order="left").with_columns(
         (pl.col("watch_s") / pl.when(pl.col("duration_s") > 0).then(pl.col("duration_s"))).alias("watch_ratio"),
         pl.col("event").replace_strict(strength, default=0, return_dtype=pl.Int8).alias("strength"),
         pl.col("event").is_in(list(config.target_events)).alias("target"),
