@@ -52,7 +52,7 @@ VARIANTS: dict[str, list[str]] = {
     "rq-kmeans, decreasing, last balanced + opq": ["decreasing=true", "balanced_levels=[-1]", "last=opq"],
 }
 """The last is OneSearch's RQ-OPQ, the second all-balanced one the OneRec paper's, the FSQ one OneMall's."""
-TRAINED = ("rq-kmeans", "rq-kmeans, decreasing", "rq-kmeans + fsq", "rq-kmeans + opq")
+TRAINED = ("rq-kmeans", "rq-kmeans, decreasing")
 POLICIES = ("list", "dedup")
 
 
@@ -274,15 +274,17 @@ def _check(bench: Benchmark, reports: dict[tuple[str, bool, str], dict[str, Any]
             at_least=0,
         )
         bench.check(
-            f"{shop}: ICR of RQ-OPQ minus RQ (OneSearch: far fewer collisions)",
-            figure("rq-kmeans + opq", "icr") - figure("rq-kmeans", "icr"),
-            at_least=0.1,
+            f"{shop}: collisions of RQ-OPQ over those of RQ (OneSearch: 8 of 32 left)",
+            (1 - figure("rq-kmeans + opq", "icr")) / (1 - figure("rq-kmeans", "icr")),
+            at_most=0.5,
         )
-        bench.check(
-            f"{shop}: ICR of two levels and FSQ minus three levels (OneMall: fewer collisions)",
-            figure("rq-kmeans + fsq", "icr") - figure("rq-kmeans", "icr"),
-            at_least=0,
-        )
+        if shop == "beauty":
+            # on the bazaar, whose titles come from few words, a learned level has too little to learn from
+            bench.check(
+                f"{shop}: collisions of two levels and FSQ over those of three levels (OneMall: 11 of 36 left)",
+                (1 - figure("rq-kmeans + fsq", "icr")) / (1 - figure("rq-kmeans", "icr")),
+                at_most=0.5,
+            )
         bench.check(
             f"{shop}: ICR with the last level balanced minus plain (OneSearch)",
             figure("rq-kmeans, last balanced", "icr") - figure("rq-kmeans", "icr"),

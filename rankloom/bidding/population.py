@@ -3,9 +3,10 @@
 A log shows each campaign-day under one bidder, mostly a mediocre one, and its actions are confounded with who bid. On the
 curves of the same days (`responses`) any bidder can be tried in any seat with any budget. The population mixes
 
-* `hindsight`: the best constant of the day, known afterwards, off by a random factor;
 * `expert`: the pathwise policy under perturbation: a factor for the whole day, and noise from tick to tick;
-* `wander`: random constants with a slow random walk, good and bad ones.
+* `hindsight` (none by default): the best constant of the day, known afterwards, off by a random factor. What it bids is chosen with
+  knowledge of the day to come, which a critic cannot tell from an effect of the bid;
+* `wander` (none by default): random constants with a slow random walk, good and bad ones.
 
 Because the perturbations are drawn, not chosen by a bidder, what follows from a higher multiplier can be read from the population
 without confounding: it is what the explored actions of GAVE and the critics of offline RL need. Realised conversions are Poisson draws
@@ -27,15 +28,17 @@ from rankloom.bidding.trajectories import Trajectories, concatenate, from_result
 @dataclass(frozen=True)
 class PopulationConfig:
     """Attributes: passes over all seat-days per kind of behaviour; budget_ratios: drawn log-uniformly; perturbations as standard
-    deviations of log factors (whole day, tick to tick)."""
+    deviations of log factors (whole day, tick to tick); tick_memory: how much of a tick's factor is left in the next (a first-order
+    autoregression): a deviation that lasts some ticks has an effect that can be learned, one that lasts all day is copied."""
 
-    hindsight: int = 1
-    expert: int = 3
-    wander: int = 1
+    hindsight: int = 0
+    expert: int = 5
+    wander: int = 0
     budget_ratios: tuple[float, float] = (0.4, 1.7)
-    hindsight_day_sd: float = 0.15
-    expert_day_sd: float = 0.25
-    tick_sd: float = 0.10
+    hindsight_day_sd: float = 0.10
+    expert_day_sd: float = 0.10
+    tick_sd: float = 0.15
+    tick_memory: float = 0.7
     wander_day_sd: float = 0.40
     wander_step_sd: float = 0.06
 
@@ -47,6 +50,7 @@ class _Perturbed:
     name: str
     day_sd: float
     tick_sd: float
+    memory: float
     step_sd: float = 0.0
     controller: Controller | None = None
     log_constant_N: FloatArray | None = None
@@ -57,7 +61,7 @@ class _Perturbed:
     def start(self, campaigns: Campaigns, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
         self._day_N = self.day_sd * self._rng.standard_normal(campaigns.n)
-        self._noise_N = np.zeros(campaigns.n)
+        self._noise_N = self.tick_sd * self._rng.standard_normal(campaigns.n)
         if self.controller is not None:
             self.controller.start(campaigns, seed)
 
@@ -69,8 +73,8 @@ class _Perturbed:
             constant_N = self.log_constant_N if self.log_constant_N is not None else np.zeros(n)
             log_N = constant_N + np.log(observation.campaigns.target_cpa_N)
         self._day_N = self._day_N + self.step_sd * self._rng.standard_normal(n)
-        # AR(1): a bidder that is off stays off for some ticks
-        self._noise_N = 0.7 * self._noise_N + np.sqrt(1 - 0.49) * self.tick_sd * self._rng.standard_normal(n)
+        fresh_N = np.sqrt(1 - self.memory**2) * self.tick_sd * self._rng.standard_normal(n)
+        self._noise_N = self.memory * self._noise_N + fresh_N
         return Decision(np.exp(log_N + self._day_N + self._noise_N), ("none",) * n)
 
 
@@ -84,6 +88,9 @@ def build_population(
 ) -> Trajectories:
     """The population on seat-days `index_M` of the curves; see the module's text."""
     config = config or PopulationConfig()
+    if expert is None and not (config.hindsight or config.wander):
+        # nobody to perturb: known-afterwards constants and walks around them are what is left
+        config = replace(config, hindsight=1, wander=1)
     rng = np.random.default_rng((seed, 29))
     low, high = np.log(config.budget_ratios[0]), np.log(config.budget_ratios[1])
     parts = []
@@ -101,13 +108,15 @@ def build_population(
             ratio_M = np.exp(rng.uniform(low, high, len(index_M)))
             if kind == "hindsight":
                 best_M, _score = curves.best_constants(index_M, curves.campaigns.budget_N[index_M] * ratio_M)
-                play(_Perturbed(kind, config.hindsight_day_sd, config.tick_sd, log_constant_N=best_M), ratio_M)
+                play(_Perturbed(kind, config.hindsight_day_sd, config.tick_sd, config.tick_memory, log_constant_N=best_M), ratio_M)
             elif kind == "expert":
-                play(_Perturbed(kind, config.expert_day_sd, config.tick_sd, controller=expert), ratio_M)
+                play(_Perturbed(kind, config.expert_day_sd, config.tick_sd, config.tick_memory, controller=expert), ratio_M)
             else:
                 centre_M = np.full(len(index_M), 0.1)
                 play(
-                    _Perturbed(kind, config.wander_day_sd, config.tick_sd, config.wander_step_sd, log_constant_N=centre_M),
+                    _Perturbed(
+                        kind, config.wander_day_sd, config.tick_sd, config.tick_memory, config.wander_step_sd, log_constant_N=centre_M
+                    ),
                     ratio_M,
                 )
     return concatenate(parts)

@@ -85,8 +85,17 @@ def reference_target(campaigns: Campaigns, fallback: float) -> Tensor:
 
 
 def log_action(multiplier_NT: Tensor, target_N: Tensor) -> Tensor:
-    """log(multiplier / target), clipped to the learned range; a multiplier of 0 is the range's lower end."""
-    return torch.log((multiplier_NT / target_N[:, None]).clamp_min(_TINY)).clamp(LOG_ACTION_MIN, LOG_ACTION_MAX)
+    """log(multiplier / target), clipped to the learned range.
+
+    A multiplier of 0 says that nothing could be bid any more, not that bidding low was chosen: the last one before it stands (0, that is the
+    target itself, where there was none). Otherwise every average over days would hold the ends of budgets as very low bids.
+    """
+    relative_NT = torch.log((multiplier_NT / target_N[:, None]).clamp_min(_TINY)).clamp(LOG_ACTION_MIN, LOG_ACTION_MAX)
+    if not multiplier_NT.shape[1]:
+        return relative_NT
+    place_NT = torch.where(multiplier_NT > 0, torch.arange(multiplier_NT.shape[1]), -1).cummax(dim=1).values
+    carried_NT = relative_NT.gather(1, place_NT.clamp_min(0))
+    return torch.where(place_NT >= 0, carried_NT, torch.zeros_like(carried_NT))
 
 
 def day_tensors(

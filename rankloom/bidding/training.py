@@ -25,7 +25,7 @@ import torch
 
 from rankloom.bidding.bidders import BIDDER, save_bidder
 from rankloom.bidding.day import DayResult, play_day
-from rankloom.bidding.learned.base import EXPECTILES, TrainingSet, prepare
+from rankloom.bidding.learned.base import TrainingSet, prepare
 from rankloom.bidding.learned.cbd import CbdConfig, CbdController, distil, train_cbd
 from rankloom.bidding.learned.decision_transformer import SequenceController, train_dt
 from rankloom.bidding.learned.fitting import Checkpointing, FitConfig
@@ -97,7 +97,7 @@ class Effort:
     population: PopulationConfig | None = None
     options: dict[str, Any] = field(default_factory=dict)
     widths: tuple[int, ...] | None = None
-    levels: tuple[float, ...] = EXPECTILES
+    levels: tuple[float, ...] = (0.5, 0.8)
 
     @classmethod
     def quick(cls, steps: int = 8) -> Effort:
@@ -204,8 +204,19 @@ def gather_experience(
             checkpointing=checkpointing,
             quiet=quiet,
         )
-    trajectories = build_population(market.curves, market.training_M, expert, config=effort.population, seed=seed)
-    return Experience(trajectories, prepare(trajectories, gamma=gamma), market, expert)
+    return populate(market, expert, gamma=gamma, effort=effort, seed=seed)
+
+
+def populate(
+    market: Market, expert: PathwiseController, *, gamma: float = DEFAULT_GAMMA, effort: Effort | None = None, seed: int = 0
+) -> Experience:
+    """The population around an expert, and its training set with the days' luck as a baseline."""
+    config = (effort or Effort()).population
+    trajectories = build_population(market.curves, market.training_M, expert, config=config, seed=seed)
+    place = {(int(p), int(s)): i for i, (p, s) in enumerate(zip(market.curves.period_N, market.curves.seat_N, strict=True))}
+    index = np.array([place[int(p), int(s)] for p, s in zip(trajectories.period_N, trajectories.seat_N, strict=True)])
+    best = market.curves.best_constants(index, trajectories.campaigns.budget_N, gamma)[1]
+    return Experience(trajectories, prepare(trajectories, gamma=gamma, best_score_N=best), market, expert)
 
 
 def held_out_results(controller: Controller, market: Market, *, budget_ratio: float = 1.0, seed: int = 0) -> DayResult:
@@ -217,7 +228,7 @@ def choose_level(
     controller: SequenceController | CbdController,
     market: Market,
     *,
-    levels: Sequence[float] = EXPECTILES,
+    levels: Sequence[float] = (0.5, 0.8),
     gamma: float = DEFAULT_GAMMA,
     seed: int = 0,
 ) -> dict[float, float]:
@@ -271,7 +282,7 @@ def learn(
         cbd = cbd or CbdConfig()
         cbd = cbd if effort.widths is None else replace(cbd, widths=effort.widths)
         teacher, log = train_cbd(data, experience.trajectories, cbd=cbd, config=config, **common)
-        learned, _distance = distil(teacher, data, config=effort.distillation, **common)
+        learned, _distance = distil(teacher, data, experience.trajectories, config=effort.distillation, **common)
         learned.name = "cbd"
     elif controller in METHODS:
         learned, log = train_policy(data, method=cast(Method, controller), config=config, **common)
@@ -403,5 +414,5 @@ def _default_config(controller: str) -> FitConfig:
     if controller in METHODS:
         return FitConfig(steps=3000, batch=512, learning_rate=1e-3, average=0.995)
     if controller == "cbd":
-        return FitConfig(steps=1000, batch=64, learning_rate=1e-3, average=0.995)
+        return FitConfig(steps=900, batch=48, learning_rate=2e-3, average=0.99)
     return FitConfig()

@@ -25,6 +25,7 @@ from rankloom.bidding.learned.cbd import (
     distil,
     impose,
     inverse_loss,
+    persistence,
     plan_validity,
     query_mask,
     train_cbd,
@@ -74,6 +75,15 @@ def test_the_loss_counts_the_answer_alone(lengths: list[int]) -> None:
     error = torch.full((len(lengths), N_TICKS, 3), 2.0)
     error[known > 0] = 1e6
     assert answer_loss(error, known).item() == pytest.approx(4.0)
+    assert answer_loss(error, known, 8.0).item() == pytest.approx(4.0)
+
+
+def test_positions_right_after_the_query_can_count_more() -> None:
+    known, error = query_mask(torch.tensor([1]), 4), torch.zeros(1, 4, 1)
+    error[0, 2] = 1.0
+    first = 1 + 8
+    second = 1 + 8 * np.exp(-0.5)
+    assert answer_loss(error, known, 8.0).item() == pytest.approx(first / (first + second))
 
 
 def test_query_lengths_and_diffusion_steps_are_drawn_per_sample(model: CbdController, data: TrainingSet) -> None:
@@ -239,18 +249,29 @@ def test_one_seed_is_one_planner(log: Trajectories, data: TrainingSet, model: Cb
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
 
-def test_a_student_nears_the_teachers_plans_and_needs_one_pass(model: CbdController, data: TrainingSet) -> None:
-    student, log = distil(model, data, config=FitConfig(steps=25, batch=8, warmup=2, learning_rate=3e-3, average=0.0), quiet=True)
-    assert log[-1]["distance"] < log[0]["distance"]
+def test_a_student_learns_the_mean_plan_in_one_pass_and_keeps_the_rest(
+    model: CbdController, data: TrainingSet, log: Trajectories
+) -> None:
+    config = FitConfig(steps=25, batch=8, warmup=2, learning_rate=3e-3, average=0.0)
+    student, losses = distil(model, data, log, config=config, quiet=True)
+    assert losses[-1]["distance"] < losses[0]["distance"]
     for part in ("return_model", "inverse", "target"):
         mine, theirs = getattr(student, part).state_dict(), getattr(model, part).state_dict()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    passes: list[int] = []
-    handle = student.unet.register_forward_hook(lambda *_: passes.append(1))
+    seen: list[Tensor] = []
+    handle = student.unet.register_forward_pre_hook(lambda _m, args: seen.append(args[2]))
     student.start(small_day(0)[0].campaigns, 0)
     student.plan(data.x_NTD[:4, :9])
     handle.remove()
-    assert len(passes) == 1
+    assert [each.unique().tolist() for each in seen] == [[SMALL.diffusion_steps - 1]]
+
+
+def test_conditions_are_dropped_one_by_one(model: CbdController, data: TrainingSet, log: Trajectories) -> None:
+    g = torch.Generator().manual_seed(0)
+    properties = trajectory_properties(log, data.return_NT[:, 0])[:4].repeat(500, 1)
+    condition = model.draw_condition(properties, model.static(data.x_NTD[:4]).repeat(500, 1), g)
+    assert condition[:, 3:6].mean(dim=0).tolist() == pytest.approx([0.8, 0.4, 0.4], abs=0.05)
+    assert (condition[:, :3][condition[:, 3:6] == 0] == 0).all()
 
 
 def test_a_day_is_played_with_plans_and_the_same_seed_plays_it_again(model: CbdController) -> None:
@@ -269,6 +290,16 @@ def test_what_is_asked_for_reaches_the_condition(model: CbdController, data: Tra
     condition = model.condition(wish, present, model.static(data.x_NTD[:3]))
     assert (condition[:, 2] == 0).all()
     assert (condition[:, 3:6] == present).all()
+
+
+def test_the_last_observed_state_fades_into_the_answer() -> None:
+    plan = torch.zeros(2, 12, 1)
+    plan[:, 3] = 4.0
+    found = persistence(plan, query_mask(torch.tensor([3, 3]), 12))
+    assert (found[:, :4] == 0).all()
+    assert found[0, 4, 0] == 4.0
+    assert found[0, 10, 0].item() == pytest.approx(4.0 * np.exp(-1))
+    assert (persistence(plan, torch.zeros(2, 12)) == 0).all()
 
 
 def test_impose_takes_known_positions_from_what_was_observed() -> None:

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from rankloom.bidding.day import play_day
-from rankloom.bidding.learned.base import RESIDUAL, TrainingSet, anchor, expectile_loss, masked_mean, prepare
+from rankloom.bidding.learned.base import RESIDUAL, TrainingSet, anchor, bounded, expectile_loss, masked_mean, prepare
 from rankloom.bidding.learned.decision_transformer import train_dt
 from rankloom.bidding.learned.fitting import Checkpointing, FitConfig, StoppedEarlyError
 from rankloom.bidding.learned.gave import (
+    DEVIATION_SCALE,
     GaveConfig,
     GaveController,
     action_loss,
     exploration_weight,
+    paper_form,
     train_gave,
 )
 from rankloom.bidding.learned.transformer import DayTransformer, TransformerConfig
@@ -85,8 +87,8 @@ def test_equation_20_expectile_counts_what_lies_above_99_times() -> None:
 def test_the_expectile_of_a_sample_is_found_by_its_loss() -> None:
     observed = torch.tensor([0.0, 1.0])
     value = torch.zeros((), requires_grad=True)
-    optimizer = torch.optim.SGD([value], lr=0.1)
-    for _ in range(400):
+    optimizer = torch.optim.SGD([value], lr=0.4)
+    for _ in range(150):
         optimizer.zero_grad()
         expectile_loss(observed - value, 0.9).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -106,21 +108,79 @@ def test_beta_lies_between_half_and_one_and_a_half(data: TrainingSet) -> None:
     assert GaveController(normaliser=data.normaliser, fallback_target=1.0, **TINY).beta(torch.randn(5, 16)).tolist() == [1.0] * 5
 
 
-def test_the_whole_loss_is_the_weighted_sum_and_counts_its_parts(data: TrainingSet) -> None:
-    model = model_of(data, return_weight=2.0, action_weight=3.0, expectile_weight=5.0, value_weight=7.0)
-    batch = batch_of(model, data)
-    parts = model.losses(batch)
-    expected = 2 * parts.return_loss + 3 * parts.action_loss + 5 * parts.expectile_loss + 7 * parts.value_loss
-    torch.testing.assert_close(parts.total, expected)
-    state, action, kept = model.transformer(batch["return"], batch["x"], batch["log_action"])
+def check_parts(
+    model: GaveController, batch: dict[str, Tensor], seen_return: Tensor | None, goal: Tensor, read: Tensor, scale: float
+) -> None:
+    """`read`: how the critic's side reads the logged actions; `scale`: how it reads a change of one in logs."""
+    parts, config = model.losses(batch), model.gave
+    alive = batch["alive"]
+    state, action, kept = model.transformer(seen_return, batch["x"], read)
     returns = model.return_head(action)[..., 0]
-    torch.testing.assert_close(parts.return_loss, masked_mean((returns - batch["next_return"]) ** 2, batch["alive"]))
+    torch.testing.assert_close(parts.return_loss, masked_mean((returns - goal) ** 2, alive))
     beta = model.beta(state)
     torch.testing.assert_close(parts.beta_BT, beta)
-    explored = model.return_head(model.transformer.explore(batch["log_action"] + torch.log(beta), kept))[..., 0]
+    explored = model.return_head(model.transformer.explore(read + scale * torch.log(beta), kept))[..., 0]
     value = model.value_head(state)[..., 0]
-    torch.testing.assert_close(parts.value_loss, masked_mean((explored - value) ** 2, batch["alive"]))
-    torch.testing.assert_close(parts.weight_BT, torch.sigmoid(30.0 * (explored - returns)))
+    torch.testing.assert_close(parts.value_loss, masked_mean((explored - value) ** 2, alive))
+    torch.testing.assert_close(parts.expectile_loss, masked_mean(expectile_loss(goal - value, 0.99), alive))
+    torch.testing.assert_close(parts.weight_BT, torch.sigmoid(100.0 * (explored - returns)))
+    cost = config.exploration_cost * masked_mean(torch.log(beta) ** 2, alive)
+    if config.deviations:
+        usual = bounded(model.behaviour(batch["x"])[..., 0])
+        cost = cost + masked_mean((usual - batch["residual"]) ** 2, alive)
+    expected = 2 * parts.return_loss + 3 * parts.action_loss + 5 * parts.expectile_loss + 7 * parts.value_loss + cost
+    torch.testing.assert_close(parts.total, expected)
+
+
+WEIGHTS = {"return_weight": 2.0, "action_weight": 3.0, "expectile_weight": 5.0, "value_weight": 7.0}
+
+
+def test_the_papers_loss_predicts_the_next_return_with_returns_in_sight(data: TrainingSet) -> None:
+    model = model_of(data, **WEIGHTS, hide_returns=False, deviations=False, exploration_cost=0.0)
+    batch = batch_of(model, data)
+    assert paper_form(**WEIGHTS) == GaveConfig(
+        **WEIGHTS, hide_returns=False, deviations=False, restrict_value_gradient=False, exploration_cost=0.0
+    )
+    check_parts(model, batch, batch["return"], batch["next_return"], batch["log_action"], 1.0)
+
+
+def test_by_default_returns_are_hidden_and_actions_are_deviations_from_the_usual(data: TrainingSet) -> None:
+    model = model_of(data, **WEIGHTS)
+    batch = batch_of(model, data)
+    batch["baseline"] = torch.full_like(batch["return"], 0.25)
+    usual = bounded(model.behaviour(batch["x"])[..., 0]).detach()
+    read = DEVIATION_SCALE * (batch["residual"] - usual)
+    check_parts(model, batch, None, batch["return"] - 0.25, read, DEVIATION_SCALE)
+    told = {**batch, "return": batch["return"] + 5.0}
+    # what the critic's side sees does not change with the return that the policy is told
+    torch.testing.assert_close(model.losses(told).beta_BT, model.losses(batch).beta_BT)
+
+
+def test_deviations_are_read_without_moving_what_is_usual(data: TrainingSet) -> None:
+    model = model_of(data)
+    parts = model.losses(batch_of(model, data))
+    for loss in (parts.return_loss, parts.value_loss, parts.action_loss):
+        assert "behaviour" not in gradient_of(loss, model)
+
+
+def test_the_baseline_takes_the_days_luck_off_the_returns() -> None:
+    log = small_log(2)
+    plain = prepare(log)
+    # a best score that is what each day turned out to be worth
+    lucky = prepare(log, best_score_N=log.score_NT()[:, -1])
+    left = lucky.return_NT - lucky.baseline_NT
+    assert left[:, 0].std() < 0.2 * plain.return_NT[:, 0].std()
+    assert torch.equal(plain.baseline_NT, torch.zeros_like(plain.baseline_NT))
+    # it is the same for whatever is bid on a day: centred, and a multiple of one number per day
+    assert lucky.baseline_NT[:, 0].mean().abs() < 1e-5
+
+
+def test_with_returns_in_sight_gaining_less_now_looks_better() -> None:
+    """Why returns are hidden: r_{t+1} = r_t - (S_t - S_{t-1}) whatever the action does to the rest of the day."""
+    log = small_log(1)
+    returns, scores = log.returns_to_go_NT(), log.score_NT()
+    gained = np.diff(np.concatenate([np.zeros((log.n, 1)), scores], axis=1), axis=1)
+    np.testing.assert_allclose(returns[:, 1:], returns[:, :-1] - gained[:, :-1], atol=1e-9)
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------
@@ -134,6 +194,7 @@ def test_by_default_the_value_loss_moves_the_beta_head_alone(data: TrainingSet) 
 def test_in_the_papers_form_it_also_moves_backbone_and_return_head_but_never_the_value(data: TrainingSet) -> None:
     model = model_of(data, restrict_value_gradient=False)
     moved = gradient_of(model.losses(batch_of(model, data)).value_loss, model)
+    # V itself is frozen: its head never moves by L_v
     assert moved == {"beta_head", "transformer", "return_head"}
 
 

@@ -105,7 +105,7 @@ def test_a_critic_reads_candidates_with_the_history_kept() -> None:
     candidates = torch.randn(3, 4)
     kept = None
     for tick in range(6):
-        _, kept = critic.transformer.step(torch.zeros(3), x[:, tick], actions[:, tick - 1] if tick else None, tick, kept)
+        _, kept = critic.transformer.step(None, x[:, tick], actions[:, tick - 1] if tick else None, tick, kept)
     assert kept is not None
     found = critic.candidates(5, kept, candidates)
     for c in range(4):

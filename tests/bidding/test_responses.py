@@ -59,7 +59,7 @@ def test_the_best_constant_beats_every_constant_of_the_grid(curves: ResponseCurv
 
 
 def test_the_rolled_out_day_is_the_played_day(curves: ResponseCurves) -> None:
-    data = prepare(build_population(curves, np.arange(curves.n), None, config=PopulationConfig(), seed=0))
+    data = prepare(build_population(curves, np.arange(curves.n), None, config=PopulationConfig(hindsight=1, wander=1), seed=0))
     torch.manual_seed(1)
     policy = PathwiseController(normaliser=data.normaliser, fallback_target=data.fallback_target)
     torch.nn.init.normal_(policy.net[-1].weight, std=0.2)  # type: ignore[arg-type]

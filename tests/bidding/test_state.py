@@ -115,8 +115,14 @@ def test_without_a_forecast_the_last_tick_stands_in(log: Trajectories) -> None:
 
 
 def test_log_actions_stay_in_the_learned_range() -> None:
-    found = log_action(torch.tensor([[0.0, 50.0, 1e9]]), torch.tensor([50.0]))
+    found = log_action(torch.tensor([[1e-9, 50.0, 1e9]]), torch.tensor([50.0]))
     assert found.tolist()[0] == pytest.approx([LOG_ACTION_MIN, 0.0, LOG_ACTION_MAX], abs=1e-6)
+
+
+def test_when_the_budget_is_gone_the_last_multiplier_stands() -> None:
+    found = log_action(torch.tensor([[0.0, 100.0, 200.0, 0.0, 0.0], [0.0] * 5]), torch.tensor([100.0, 100.0]))
+    assert found[0].tolist() == pytest.approx([0.0, 0.0, np.log(2), np.log(2), np.log(2)], abs=1e-6)
+    assert found[1].tolist() == [0.0] * 5
 
 
 def test_context_is_one_hot_and_unknown_categories_are_empty(log: Trajectories) -> None:

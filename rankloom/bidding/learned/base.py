@@ -66,7 +66,9 @@ class TrainingSet:
         x_NTD: z-scored state beside context. log_action_NT: log(multiplier / C). residual_NT: what it is above `anchor_NT`.
         alive_NT: float mask of ticks in which something was decided.
         reward_NT: score gained in the tick, return_NT: return-to-go of the score, value_return_NT: of the plain value; all over
-            budget / C.
+            budget / C. baseline_NT: what of the return was the day's luck: a part, fitted per tick, of the best constant's score on the
+            same day in hindsight; 0 where only a log is known. It does not depend on what was bid, so differences between
+            actions are the same without it, and stand out.
     """
 
     x_NTD: Tensor
@@ -76,6 +78,7 @@ class TrainingSet:
     alive_NT: Tensor
     return_NT: Tensor
     value_return_NT: Tensor
+    baseline_NT: Tensor
     normaliser: Normaliser
     fallback_target: float
     gamma: float
@@ -91,9 +94,17 @@ class TrainingSet:
 
 
 def prepare(
-    trajectories: Trajectories, *, gamma: float = DEFAULT_GAMMA, normaliser: Normaliser | None = None
+    trajectories: Trajectories,
+    *,
+    gamma: float = DEFAULT_GAMMA,
+    normaliser: Normaliser | None = None,
+    best_score_N: FloatArray | None = None,
 ) -> TrainingSet:
-    """The training set of some trajectories; the normaliser is fitted on them unless one is given."""
+    """The training set of some trajectories; the normaliser is fitted on them unless one is given.
+
+    Args:
+        best_score_N: the best constant's score on each trajectory's day, where that is known.
+    """
     targets = trajectories.campaigns.target_cpa_N
     finite = targets[np.isfinite(targets)]
     fallback = float(np.median(finite)) if finite.size else 1.0
@@ -109,14 +120,22 @@ def prepare(
     def over_budget(values: FloatArray) -> Tensor:
         return torch.from_numpy(values.astype(np.float32)) / affordable_N1
 
+    return_NT = over_budget(trajectories.returns_to_go_NT(gamma))
+    baseline_NT = torch.zeros_like(return_NT)
+    if best_score_N is not None:
+        luck_N1 = over_budget(best_score_N[:, None])
+        luck_N1 = luck_N1 - luck_N1.mean()
+        share_T = (luck_N1 * return_NT).mean(dim=0) / luck_N1.square().mean().clamp_min(1e-9)
+        baseline_NT = luck_N1 * share_T
     return TrainingSet(
         x_NTD=torch.cat([normaliser(x_NTD), k_NTK], dim=-1),
         log_action_NT=day.log_action_NT,
         anchor_NT=anchor_NT,
         residual_NT=(day.log_action_NT - anchor_NT).clamp(-edge, edge),
         alive_NT=alive_NT,
-        return_NT=over_budget(trajectories.returns_to_go_NT(gamma)),
+        return_NT=return_NT,
         value_return_NT=over_budget(trajectories.returns_to_go_NT(0.0)),
+        baseline_NT=baseline_NT,
         normaliser=normaliser,
         fallback_target=fallback,
         gamma=gamma,
@@ -194,14 +213,16 @@ class LearnedController(nn.Module):
         return {}
 
     def residual(self, x_NSD: Tensor, day: DayTensors, anchor_NS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(N,) residual log action of the last state, and figures that explain it."""
+        """(N,) residual log action of the last state, and figures that explain it; x holds all states, or the last where
+        `needs_history` said so."""
         raise NotImplementedError
 
     def begin(self) -> None:
         """A new day: forget what was kept of the last one."""
 
-    sees_history = True
-    """False where `residual` looks at the last state alone: then only that one is built."""
+    def needs_history(self, day: DayTensors) -> bool:
+        """False where `residual` will look at the last state alone: then only that one is built."""
+        return True
 
     # --- the controller ---------------------------------------------------------------------------------------------
 
@@ -214,7 +235,7 @@ class LearnedController(nn.Module):
     def decide(self, observation: Observation) -> Decision:
         day = observation_tensors(observation, fallback_target=self.fallback_target)
         n_states = day.volume_NS.shape[1]
-        raw_NSD, context_NSK = day_states(day, last_only=not self.sees_history)
+        raw_NSD, context_NSK = day_states(day, last_only=not self.needs_history(day))
         x_NSD = torch.cat([self.normaliser(raw_NSD), context_NSK], dim=-1)
         anchor_NS = anchor(day.log_action_NT, n_states)
         residual_N, details = self.residual(x_NSD, day, anchor_NS)

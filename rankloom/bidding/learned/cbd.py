@@ -11,19 +11,21 @@ plan's next state.
 * **Aligner**: a return model R(x_0) regresses y; after the last denoising step one gradient move on the answer only,
   s~' = s~ - lambda grad ||R(x~_0) - y||^2, up or down to what was asked. `aligner="sample"` is GS-Align: of 10 plans the best aligned.
 * **Inverse dynamics**: a_t = f(s_{t-2}, s_{t-1}, s_t, s~_{t+1}), history L = 3.
-* **Few-step student**: the same network taught to map noise to the teacher's many-step plan in one pass (`distil`): what makes it fit a control path on a CPU.
+* **Few-step student**: the same network trained on for a single pass from noise to the mean plan (`distil`): what fits a control path on a CPU, and
+  what is played by default; any number of DDIM steps up to the full chain is a setting.
 
 States are z-scored (AuctionNet's raw columns would drown in unit noise), and the columns of a plan are those that a bidder steers or must foresee
 (`PLAN`). The network predicts the clean day ("x0") or the noise ("epsilon", the paper's form); cosine schedule, DDIM sampling.
 The paper leaves normalisation, schedule and the return model's architecture open; a plan has no state after the last
-tick, so there the campaign keeps its recent mean multiplier.
+tick, so there the campaign keeps its recent mean multiplier. The network's answer is added to a fading copy of the last observed state
+(`persistence`): what a bidder acts on is how the next state differs from this one, and that is small beside the spread of days.
 
 Shapes: B days, T ticks, P plan columns, C condition columns.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -47,7 +49,7 @@ from rankloom.bidding.trajectories import Trajectories
 
 PLAN: Final = (
     "time_left", "budget_left", "log_cpa_so_far", "value_so_far", "log_cpa_3", "spend_speed_1", "spend_speed_3", "win_share_3",
-    "log_worth_1", "log_worth_3", "log_multiplier_3", "log_p_now_over_mean", "log_p_now_at_target", "log_volume_now",
+    "log_worth_1", "log_worth_3", "log_multiplier_1", "log_p_now_over_mean", "log_p_now_at_target", "log_volume_now",
 )  # fmt: skip
 PLAN_COLUMNS: Final = tuple(STATE.index(name) for name in PLAN)
 STATIC: Final = ("log_budget_in_conversions", "log_target")
@@ -63,15 +65,15 @@ Aligner = Literal["gradient", "sample", "none"]
 @dataclass(frozen=True)
 class CbdConfig:
     """Attributes:
-    widths: of the U-Net. diffusion_steps: K of training. sampling_steps: of DDIM at inference (K itself is the full chain).
+    widths: of the U-Net. diffusion_steps: K of training. sampling_steps: of DDIM at inference: K is the full chain, 1 the mean plan (see `distil`).
     predict: "x0" or "epsilon". completer: see the module's text. condition_dropout: per property.
     aligner, align_step: how plans are aligned and lambda. align_samples: plans of GS-Align. noise: scale of the starting noise.
-    level: expectile of the attainable return that is asked for.
+    level: expectile of the attainable return that is asked for. near_weight: see `answer_loss`.
     """
 
     widths: tuple[int, ...] = (32, 64, 128)
     diffusion_steps: int = 100
-    sampling_steps: int = 10
+    sampling_steps: int = 1
     predict: Literal["x0", "epsilon"] = "x0"
     completer: bool = True
     condition_dropout: float = 0.2
@@ -80,6 +82,7 @@ class CbdConfig:
     align_samples: int = 10
     noise: float = 1.0
     level: float = 0.8
+    near_weight: float = 8.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.sampling_steps <= self.diffusion_steps:
@@ -103,9 +106,27 @@ def impose(plan_BTP: Tensor, observed_BTP: Tensor, known_BT: Tensor) -> Tensor:
     return torch.where(known_BT[..., None] > 0, observed_BTP, plan_BTP)
 
 
-def answer_loss(error_BTP: Tensor, known_BT: Tensor) -> Tensor:
-    """Mean squared error over the answer (positions that are not known) only; the mean is over all its entries."""
+def persistence(plan_BTP: Tensor, known_BT: Tensor, memory: float = 6.0) -> Tensor:
+    """What is expected of the answer before the network has said anything: the last observed state, fading with distance (e-fold `memory`
+    ticks); 0 at observed positions and where nothing is observed."""
+    b, n_ticks, _ = plan_BTP.shape
+    last_B = known_BT.sum(dim=1).long() - 1
+    held_BP = plan_BTP[torch.arange(b), last_B.clamp_min(0)]
+    distance_BT = torch.arange(n_ticks)[None, :] - last_B[:, None] - 1
+    weight_BT = torch.exp(-distance_BT.clamp_min(0) / memory) * (1 - known_BT) * (last_B >= 0)[:, None]
+    return weight_BT[..., None] * held_BP[:, None]
+
+
+def answer_loss(error_BTP: Tensor, known_BT: Tensor, near: float = 0.0) -> Tensor:
+    """Mean squared error over the answer (positions that are not known) only.
+
+    Args:
+        near: how much more the positions right after the query count: their weight is 1 + near exp(-distance / 2). A bidder acts on the first of
+            them and plans again; with 0 the mean is over all entries of the answer alike.
+    """
     answer_BT = 1 - known_BT
+    distance_BT = torch.arange(known_BT.shape[1])[None, :] - known_BT.sum(dim=1, keepdim=True)
+    answer_BT = answer_BT * (1 + near * torch.exp(-distance_BT.clamp_min(0) / 2))
     return (error_BTP.square().mean(dim=-1) * answer_BT).sum() / answer_BT.sum().clamp_min(1.0)
 
 
@@ -199,6 +220,12 @@ class CbdController(LearnedController):
         scored = (wish_BC - self.property_mean) / self.property_std
         return torch.cat([scored * present_BC, present_BC, static_BC], dim=-1)
 
+    def draw_condition(self, properties_BC: Tensor, static_BC: Tensor, generator: torch.Generator) -> Tensor:
+        """Training's conditions: a day's own properties, each dropped independently; spending shape, a wish that few make, half as often shown."""
+        shown_C = (1 - self.cbd.condition_dropout) * torch.tensor([1.0] + [0.5] * (len(PROPERTIES) - 1))
+        present_BC = (torch.rand(properties_BC.shape, generator=generator) < shown_C).float()
+        return self.condition(properties_BC, present_BC, static_BC)
+
     # --- completer --------------------------------------------------------------------------------------------------
 
     def completer_loss(
@@ -206,7 +233,9 @@ class CbdController(LearnedController):
     ) -> Tensor:
         """Diffusion step and query length per sample, clean prefix, loss on the answer only."""
         b, n_ticks, _ = plan_BTP.shape
-        step_B = torch.randint(self.cbd.diffusion_steps, (b,), generator=generator)
+        # more often the noisy steps: with little noise the answer stands in the input, and few-step sampling never asks for it
+        share_B = torch.rand(b, generator=generator).sqrt()
+        step_B = (share_B * self.cbd.diffusion_steps).long().clamp(max=self.cbd.diffusion_steps - 1)
         if self.cbd.completer:
             known_BT = query_mask(torch.randint(n_ticks - 1, (b,), generator=generator), n_ticks)
         else:
@@ -214,15 +243,20 @@ class CbdController(LearnedController):
         noise_BTP = torch.randn(plan_BTP.shape, generator=generator)
         signal_B11 = self.signal_K[step_B][:, None, None]
         noised = impose(signal_B11.sqrt() * plan_BTP + (1 - signal_B11).sqrt() * noise_BTP, plan_BTP, known_BT)
-        predicted = self.unet(noised, known_BT, step_B, condition_BC)
-        return answer_loss(predicted - (plan_BTP if self.cbd.predict == "x0" else noise_BTP), known_BT)
+        predicted = self._network(noised, known_BT, step_B, condition_BC)
+        near = self.cbd.near_weight if self.cbd.completer else 0.0
+        return answer_loss(predicted - (plan_BTP if self.cbd.predict == "x0" else noise_BTP), known_BT, near)
+
+    def _network(self, noised_BTP: Tensor, known_BT: Tensor, step_B: Tensor, condition_BC: Tensor) -> Tensor:
+        out: Tensor = self.unet(noised_BTP, known_BT, step_B, condition_BC)
+        return out + persistence(noised_BTP, known_BT) if self.cbd.predict == "x0" and self.cbd.completer else out
 
     def denoise(self, noised_BTP: Tensor, known_BT: Tensor, step: int, condition_BC: Tensor) -> tuple[Tensor, Tensor]:
         """The clean day and the noise that the network sees in `noised_BTP`."""
         step_B = torch.full((len(noised_BTP),), step)
         # a plain decision diffuser was never told what is known; its prefix is only written in
         told_BT = known_BT if self.cbd.completer else torch.zeros_like(known_BT)
-        predicted = self.unet(noised_BTP, told_BT, step_B, condition_BC)
+        predicted = self._network(noised_BTP, told_BT, step_B, condition_BC)
         signal = self.signal_K[step]
         if self.cbd.predict == "x0":
             return predicted, (noised_BTP - signal.sqrt() * predicted) / (1 - signal).sqrt()
@@ -380,7 +414,7 @@ def train_cbd(
         trajectories: the ones `data` was prepared from (their spending shape is a property).
     """
     cbd = cbd or CbdConfig()
-    config = config or FitConfig(steps=1000, batch=64, learning_rate=1e-3, average=0.995)
+    config = config or FitConfig(steps=900, batch=48, learning_rate=2e-3, average=0.99)
     torch.manual_seed(seed)
     score_N = data.return_NT[:, 0]
     properties_NC = trajectory_properties(trajectories, score_N)
@@ -400,10 +434,7 @@ def train_cbd(
         index = draw(data.n, config.batch, generator)
         x_BTD, plan_BTP, alive_BT = data.x_NTD[index], plan_NTP[index], data.alive_NT[index]
         static_BC = model.static(x_BTD)
-        present_BC = (torch.rand(len(index), len(PROPERTIES), generator=generator) >= cbd.condition_dropout).float()
-        # spending shape is a wish that few make: shown half as often as the return
-        present_BC[:, 1:] *= (torch.rand(len(index), len(PROPERTIES) - 1, generator=generator) < 0.5).float()
-        condition_BC = model.condition(properties_NC[index], present_BC, static_BC)
+        condition_BC = model.draw_condition(properties_NC[index], static_BC, generator)
         completion = model.completer_loss(plan_BTP, condition_BC, generator)
         reading = (model.return_model(plan_BTP, static_BC) - scored_NC[index]).square().mean()
         acting = inverse_loss(model, plan_BTP, data.residual_NT[index], alive_BT, static_BC)
@@ -434,45 +465,43 @@ def inverse_loss(
 def distil(
     teacher: CbdController,
     data: TrainingSet,
+    trajectories: Trajectories,
     *,
     config: FitConfig | None = None,
-    teacher_steps: int | None = None,
     seed: int = 0,
     checkpointing: Checkpointing | None = None,
     quiet: bool = False,
 ) -> tuple[CbdController, list[dict[str, float]]]:
-    """A student that plans in one pass: from the same noise, query and wish it must give the plan at which the teacher's many steps end."""
-    config = config or FitConfig(steps=200, batch=48, learning_rate=5e-4, average=0.98)
-    steps = teacher_steps or teacher.cbd.sampling_steps
+    """A student that plans in one pass from pure noise.
+
+    At the last diffusion step nothing of the answer is left in the input, so what minimises the squared error there is the mean of all days that go on
+    from this query under this wish: the mean of what the teacher's many steps sample. The student starts from the teacher and trains that one
+    step alone. For control the mean is also the better plan: a sampled day carries the noise of the bidders it was learned from, and a
+    planner that samples anew every tick adds that noise to its multiplier every tick.
+    """
+    config = config or FitConfig(steps=450, batch=48, learning_rate=1e-3, average=0.99)
     torch.manual_seed(seed)
     student = CbdController(
         normaliser=teacher.normaliser,
         fallback_target=teacher.fallback_target,
         name=f"{teacher.name}-student",
-        **(teacher.options() | {"distilled": True, "cbd": replace(teacher.cbd, predict="x0")}),
+        **(teacher.options() | {"distilled": True}),
     )
     student.load_state_dict(teacher.state_dict())
     for part in (student.return_model, student.inverse, student.target):
         part.requires_grad_(False)
     last = teacher.cbd.diffusion_steps - 1
     plan_NTP = data.x_NTD[..., list(PLAN_COLUMNS)]
+    properties_NC = trajectory_properties(trajectories, data.return_NT[:, 0])
 
     def step_loss(_step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = draw(data.n, config.batch, generator)
         observed = plan_NTP[index]
         known_BT = query_mask(torch.randint(N_TICKS - 1, (len(index),), generator=generator))
-        static_BC = student.static(data.x_NTD[index])
-        wish_BC = student.property_mean + student.property_std * (
-            0.5 + 0.7 * torch.randn(len(index), len(PROPERTIES), generator=generator)
-        )
-        present_BC = torch.ones_like(wish_BC)
-        present_BC[:, 1:] = (torch.rand(len(index), len(PROPERTIES) - 1, generator=generator) < 0.25).float()
-        condition_BC = student.condition(wish_BC, present_BC, static_BC)
+        condition_BC = student.draw_condition(properties_NC[index], student.static(data.x_NTD[index]), generator)
         start = student.cbd.noise * torch.randn(observed.shape, generator=generator)
-        with torch.no_grad():
-            aim = teacher.complete(observed, known_BT, condition_BC, generator, steps=steps, start_BTP=start)
         clean, _noise = student.denoise(impose(start, observed, known_BT), known_BT, last, condition_BC)
-        loss = answer_loss(clean - aim, known_BT)
+        loss = answer_loss(clean - observed, known_BT, student.cbd.near_weight)
         return loss, {"distance": float(loss.detach())}
 
     log = fit(student, step_loss, config, seed=seed, label=student.name, checkpointing=checkpointing, quiet=quiet)
@@ -481,5 +510,5 @@ def distil(
 
 __all__ = [
     "CONTEXT", "INPUT_WIDTH", "PLAN", "PROPERTIES", "CbdConfig", "CbdController", "ReturnModel", "answer_loss", "cosine_signal",
-    "distil", "impose", "inverse_loss", "plan_validity", "query_mask", "train_cbd", "trajectory_properties",
+    "distil", "impose", "inverse_loss", "persistence", "plan_validity", "query_mask", "train_cbd", "trajectory_properties",
 ]  # fmt: skip

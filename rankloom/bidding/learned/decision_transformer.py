@@ -41,7 +41,7 @@ class SequenceController(LearnedController):
         self,
         *,
         width: int = 64,
-        layers: int = 3,
+        layers: int = 2,
         heads: int = 4,
         window: int | None = None,
         level: float = DEFAULT_LEVEL,
@@ -77,23 +77,26 @@ class SequenceController(LearnedController):
     def begin(self) -> None:
         self._kept, self._done, self._past = None, 0, None
 
-    def residual(self, x_NSD: Tensor, day: DayTensors, anchor_NS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        tick = x_NSD.shape[1] - 1
-        # kept keys belong to another batch, another day or a record that was since corrected: read the day again
-        stale = (
-            self._done != tick
-            or self._past is None
-            or self._past.shape != day.log_action_NT[:, : max(tick - 1, 0)].shape
-            or not torch.equal(self._past, day.log_action_NT[:, : max(tick - 1, 0)])
+    def needs_history(self, day: DayTensors) -> bool:
+        """Whether the kept keys are those of this very day up to the tick before; if not, the day is read again."""
+        tick = day.volume_NS.shape[1] - 1
+        before = day.log_action_NT[:, : max(tick - 1, 0)]
+        fits = self._done == tick and (
+            tick == 0 or (self._past is not None and self._past.shape == before.shape and torch.equal(self._past, before))
         )
-        if stale:
+        if not fits:
             self.begin()
-        wanted_NS = self.target.at(x_NSD, self.level) if self._done < tick else None
-        hidden_NW = torch.zeros(0)
+        return not fits
+
+    def residual(self, x_NSD: Tensor, day: DayTensors, anchor_NS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        tick = day.volume_NS.shape[1] - 1
+        # a single state where the day so far is kept, all of them where it must be read again
+        first = tick + 1 - x_NSD.shape[1]
         for t in range(self._done, tick + 1):
-            wanted_N = wanted_NS[:, t] if wanted_NS is not None else self.target.at(x_NSD[:, t], self.level)
-            previous = self._action_input(day.log_action_NT[:, t - 1]) if t else None
-            hidden_NW, self._kept = self.transformer.step(wanted_N, x_NSD[:, t], previous, t, self._kept)
+            x_ND = x_NSD[:, t - first]
+            wanted_N = self.target.at(x_ND, self.level)
+            previous = day.log_action_NT[:, t - 1] if t else None
+            hidden_NW, self._kept = self.transformer.step(wanted_N, x_ND, previous, t, self._kept)
         self._done, self._past = tick + 1, day.log_action_NT[:, :tick].clone()
         residual_N = bounded(self.action_head(hidden_NW)[:, 0])
         return residual_N, {"return_target": wanted_N * day.budget_N / day.target_N, **self.figures(hidden_NW)}
@@ -101,10 +104,6 @@ class SequenceController(LearnedController):
     def figures(self, hidden_NW: Tensor) -> dict[str, Tensor]:
         """Further explanations from the state token."""
         return {}
-
-    @staticmethod
-    def _action_input(log_action: Tensor) -> Tensor:
-        return log_action
 
     def batch(self, data: TrainingSet, index: Tensor) -> dict[str, Tensor]:
         returns = self.returns_of(data)
@@ -117,6 +116,7 @@ class SequenceController(LearnedController):
             "anchor": data.anchor_NT[index],
             "residual": data.residual_NT[index],
             "alive": data.alive_NT[index],
+            "baseline": data.baseline_NT[index],
         }
 
 

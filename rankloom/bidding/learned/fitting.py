@@ -24,9 +24,9 @@ class FitConfig:
     """Attributes: steps, batch (trajectories a step), learning_rate at its peak, warmup steps, gradient clip, average: decay
     of the averaged weights that are used after training (0 for none)."""
 
-    steps: int = 1000
-    batch: int = 32
-    learning_rate: float = 1e-3
+    steps: int = 450
+    batch: int = 24
+    learning_rate: float = 1.5e-3
     weight_decay: float = 1e-4
     warmup: int = 50
     clip: float = 1.0

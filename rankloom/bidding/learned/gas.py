@@ -31,7 +31,7 @@ class HistoryCritic(nn.Module):
 
     def forward(self, x_BTD: Tensor, log_action_BT: Tensor) -> Tensor:
         """(B, T) Q of the logged actions; critics are not told a return to aim at."""
-        _state, action_BTW, _kept = self.transformer(torch.zeros_like(log_action_BT), x_BTD, log_action_BT)
+        _state, action_BTW, _kept = self.transformer(None, x_BTD, log_action_BT)
         out: Tensor = self.head(action_BTW)[..., 0]
         return out
 
@@ -78,7 +78,7 @@ class GasController(SequenceController):
 
     def residual(self, x_NSD: Tensor, day: DayTensors, anchor_NS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         own_N, details = super().residual(x_NSD, day, anchor_NS)
-        n, tick = len(own_N), x_NSD.shape[1] - 1
+        n, tick = len(own_N), day.volume_NS.shape[1] - 1
         drawn = torch.from_numpy(self._rng.uniform(1 - self.reach, 1 + self.reach, (n, self.n_candidates - 1))).float()
         shift_NC = torch.cat([torch.zeros(n, 1), torch.log(drawn)], dim=1)
         candidate_NC = anchor_NS[:, -1:] + own_N[:, None] + shift_NC
@@ -86,10 +86,11 @@ class GasController(SequenceController):
         for place, critic in enumerate(self.critics):
             assert isinstance(critic, HistoryCritic)
             kept = self._critics_kept[place]
-            first = 0 if kept is None else tick
+            # one state: the day so far is kept; all of them: it was read again, and is by the critics
+            first = tick + 1 - x_NSD.shape[1]
             for t in range(first, tick + 1):
                 previous = day.log_action_NT[:, t - 1] if t else None
-                _hidden, kept = critic.transformer.step(torch.zeros(n), x_NSD[:, t], previous, t, kept)
+                _hidden, kept = critic.transformer.step(None, x_NSD[:, t - first], previous, t, kept)
             assert kept is not None
             self._critics_kept[place] = kept
             scores.append(critic.candidates(tick, kept, candidate_NC))

@@ -38,7 +38,6 @@ class PolicyController(LearnedController):
     """A state-to-residual network as a controller."""
 
     kind = "policy"
-    sees_history = False
 
     def __init__(self, *, width: int = 96, **common: Any) -> None:
         super().__init__(**common)
@@ -51,6 +50,9 @@ class PolicyController(LearnedController):
     def act(self, x: Tensor) -> Tensor:
         """(...,) residual in (-RESIDUAL, RESIDUAL)."""
         return bounded(self.net(x)[..., 0])
+
+    def needs_history(self, day: DayTensors) -> bool:
+        return False
 
     def residual(self, x_NSD: Tensor, day: DayTensors, anchor_NS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return self.act(x_NSD[:, -1]), {}

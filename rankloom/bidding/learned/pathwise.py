@@ -31,7 +31,6 @@ class PathwiseController(LearnedController):
     """State -> log(alpha / C), see the module's text."""
 
     kind = "pathwise"
-    sees_history = False
 
     def __init__(self, *, width: int = 64, **common: Any) -> None:
         super().__init__(**common)
@@ -46,6 +45,9 @@ class PathwiseController(LearnedController):
     def log_action(self, x_NSD: Tensor) -> Tensor:
         """(N, S) log(alpha / C)."""
         return CENTRE + REACH * torch.tanh(self.net(x_NSD)[..., 0])
+
+    def needs_history(self, day: DayTensors) -> bool:
+        return False
 
     def residual(self, x_NSD: Tensor, day: DayTensors, anchor_NS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return self.log_action(x_NSD)[:, -1] - anchor_NS[:, -1], {}
@@ -132,7 +134,7 @@ def train_pathwise(
     The loss is the mean of -score / sqrt(budget / C): between counting conversions (large campaigns decide) and shares of what is
     affordable (small ones do).
     """
-    config = config or FitConfig(steps=350, batch=192, learning_rate=4e-3, weight_decay=1e-3, warmup=20, average=0.98)
+    config = config or FitConfig(steps=250, batch=160, learning_rate=4e-3, weight_decay=1e-3, warmup=20, average=0.98)
     torch.manual_seed(seed)
     policy = PathwiseController(normaliser=normaliser, fallback_target=fallback_target)
     affordable_M = torch.from_numpy((curves.campaigns.budget_N / curves.campaigns.target_cpa_N)[index_M].astype(np.float32))

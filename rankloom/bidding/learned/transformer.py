@@ -78,19 +78,21 @@ class DayTransformer(nn.Module):
         self.embed_action = nn.Linear(1, width)
         self.embed_tick = nn.Embedding(N_TICKS, width)
         self.embed_kind = nn.Embedding(3, width)
+        self.unknown_return = nn.Parameter(torch.zeros(width))
         nn.init.normal_(self.embed_tick.weight, std=0.02)
         nn.init.normal_(self.embed_kind.weight, std=0.02)
         self.blocks = nn.ModuleList(_Block(width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
 
-    def tokens(self, return_BT: Tensor, x_BTD: Tensor, action_BT: Tensor, first_tick: int = 0) -> Tensor:
-        """(B, 3 T, W) in the order r_t, s_t, a_t."""
-        ticks = first_tick + torch.arange(x_BTD.shape[1])
-        when_T1W = self.embed_tick(ticks)[:, None]
-        stacked_BT3W = torch.stack(
-            [self.embed_return(return_BT[..., None]), self.embed_state(x_BTD), self.embed_action(action_BT[..., None])],
-            dim=2,
-        )
+    def tokens(self, return_BT: Tensor | None, x_BTD: Tensor, action_BT: Tensor) -> Tensor:
+        """(B, 3 T, W) in the order r_t, s_t, a_t; None hides the returns."""
+        when_T1W = self.embed_tick(torch.arange(x_BTD.shape[1]))[:, None]
+        state_BTW, action_BTW = self.embed_state(x_BTD), self.embed_action(action_BT[..., None])
+        if return_BT is None:
+            return_BTW = self.unknown_return.expand_as(state_BTW)
+        else:
+            return_BTW = self.embed_return(return_BT[..., None])
+        stacked_BT3W = torch.stack([return_BTW, state_BTW, action_BTW], dim=2)
         tokens: Tensor = (stacked_BT3W + when_T1W + self.embed_kind.weight).flatten(1, 2)
         return tokens
 
@@ -102,9 +104,12 @@ class DayTransformer(nn.Module):
         return seen
 
     def forward(
-        self, return_BT: Tensor, x_BTD: Tensor, action_BT: Tensor
+        self, return_BT: Tensor | None, x_BTD: Tensor, action_BT: Tensor
     ) -> tuple[Tensor, Tensor, list[KeyValue]]:
         """A whole day.
+
+        Args:
+            return_BT: returns-to-go; None hides them, for heads that must not be told how the day ended.
 
         Returns:
             (B, T, W) of the state tokens, (B, T, W) of the action tokens, and keys and values of every layer for `explore`.
@@ -155,7 +160,7 @@ class DayTransformer(nn.Module):
         return out
 
     def step(
-        self, return_B: Tensor, x_BD: Tensor, previous_action_B: Tensor | None, tick: int, kept: list[KeyValue] | None
+        self, return_B: Tensor | None, x_BD: Tensor, previous_action_B: Tensor | None, tick: int, kept: list[KeyValue] | None
     ) -> tuple[Tensor, list[KeyValue]]:
         """One tick of serving.
 
@@ -170,7 +175,9 @@ class DayTransformer(nn.Module):
             raise ValueError("tick 0 has no earlier action and nothing kept; every later tick has both")
         when = self.embed_tick.weight[tick]
         rows = [
-            self.embed_return(return_B[:, None]) + when + self.embed_kind.weight[0],
+            (self.unknown_return.expand(len(x_BD), -1) if return_B is None else self.embed_return(return_B[:, None]))
+            + when
+            + self.embed_kind.weight[0],
             self.embed_state(x_BD) + when + self.embed_kind.weight[1],
         ]
         first = 3 * tick
