@@ -78,6 +78,13 @@ def test_the_loss_counts_the_answer_alone(lengths: list[int]) -> None:
     assert answer_loss(error, known, 8.0).item() == pytest.approx(4.0)
 
 
+def test_the_own_column_counts_more_than_the_markets(model: CbdController) -> None:
+    error = torch.ones(1, 2, len(PLAN))
+    weighted = model.weighted(error)[0, 0].square()
+    assert weighted[PLAN.index("log_multiplier_1")].item() == pytest.approx(SMALL.own_weight)
+    assert weighted.sum().item() == pytest.approx(SMALL.own_weight + len(PLAN) - 1)
+
+
 def test_positions_right_after_the_query_can_count_more() -> None:
     known, error = query_mask(torch.tensor([1]), 4), torch.zeros(1, 4, 1)
     error[0, 2] = 1.0

@@ -68,7 +68,7 @@ class CbdConfig:
     widths: of the U-Net. diffusion_steps: K of training. sampling_steps: of DDIM at inference: K is the full chain, 1 the mean plan (see `distil`).
     predict: "x0" or "epsilon". completer: see the module's text. condition_dropout: per property.
     aligner, align_step: how plans are aligned and lambda. align_samples: plans of GS-Align. noise: scale of the starting noise.
-    level: expectile of the attainable return that is asked for. near_weight: see `answer_loss`.
+    level: expectile of the attainable return that is asked for. near_weight: see `answer_loss`. own_weight: see `CbdController.weighted`.
     """
 
     widths: tuple[int, ...] = (32, 64, 128)
@@ -83,6 +83,7 @@ class CbdConfig:
     noise: float = 1.0
     level: float = 0.8
     near_weight: float = 8.0
+    own_weight: float = 10.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.sampling_steps <= self.diffusion_steps:
@@ -245,7 +246,15 @@ class CbdController(LearnedController):
         noised = impose(signal_B11.sqrt() * plan_BTP + (1 - signal_B11).sqrt() * noise_BTP, plan_BTP, known_BT)
         predicted = self._network(noised, known_BT, step_B, condition_BC)
         near = self.cbd.near_weight if self.cbd.completer else 0.0
-        return answer_loss(predicted - (plan_BTP if self.cbd.predict == "x0" else noise_BTP), known_BT, near)
+        error_BTP = predicted - (plan_BTP if self.cbd.predict == "x0" else noise_BTP)
+        return answer_loss(self.weighted(error_BTP), known_BT, near)
+
+    def weighted(self, error_BTP: Tensor) -> Tensor:
+        """Errors with the bidder's own column counting `own_weight` times the others (Diffuser's action weight, Janner et al. 2022): most columns
+        are the market's, which no planner foresees well and the inverse dynamics hardly needs."""
+        weight_P = torch.ones(len(PLAN))
+        weight_P[PLAN.index("log_multiplier_1")] = self.cbd.own_weight**0.5
+        return error_BTP * weight_P
 
     def _network(self, noised_BTP: Tensor, known_BT: Tensor, step_B: Tensor, condition_BC: Tensor) -> Tensor:
         out: Tensor = self.unet(noised_BTP, known_BT, step_B, condition_BC)
@@ -479,7 +488,7 @@ def distil(
     step alone. For control the mean is also the better plan: a sampled day carries the noise of the bidders it was learned from, and a
     planner that samples anew every tick adds that noise to its multiplier every tick.
     """
-    config = config or FitConfig(steps=450, batch=48, learning_rate=1e-3, average=0.99)
+    config = config or FitConfig(steps=600, batch=48, learning_rate=1e-3, average=0.99)
     torch.manual_seed(seed)
     student = CbdController(
         normaliser=teacher.normaliser,
@@ -501,7 +510,7 @@ def distil(
         condition_BC = student.draw_condition(properties_NC[index], student.static(data.x_NTD[index]), generator)
         start = student.cbd.noise * torch.randn(observed.shape, generator=generator)
         clean, _noise = student.denoise(impose(start, observed, known_BT), known_BT, last, condition_BC)
-        loss = answer_loss(clean - observed, known_BT, student.cbd.near_weight)
+        loss = answer_loss(student.weighted(clean - observed), known_BT, student.cbd.near_weight)
         return loss, {"distance": float(loss.detach())}
 
     log = fit(student, step_loss, config, seed=seed, label=student.name, checkpointing=checkpointing, quiet=quiet)
