@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import Benchmark, data_folder
+from _common import ROOT, Benchmark, data_folder, fingerprint
 from numpy.typing import NDArray
 
 from rankloom.bidding.bidders import load_bidder, save_bidder
@@ -25,7 +25,7 @@ from rankloom.bidding.trajectories import read_trajectories
 from rankloom.files import atomic_folder
 
 _SHARED = (
-    "state", "trajectories", "surrogate", "replay", "day", "score", "responses", "population",
+    "state", "trajectories", "surrogate", "replay", "day", "score", "responses", "population", "curves", "controllers/mpc",
     "learned/base", "learned/fitting", "learned/pathwise", "learned/transformer", "learned/decision_transformer",
 )  # fmt: skip
 
@@ -72,7 +72,8 @@ class Bench:
 
     def expert(self, gamma: float = DEFAULT_GAMMA) -> PathwiseController:
         """The expert of one objective: trained once."""
-        folder = self.bench.store.folder / f"expert-{self.bench.store.fingerprint}-gamma{gamma:g}"
+        stamp = fingerprint(ROOT / source for source in sources())
+        folder = self.bench.store.folder / f"expert-{stamp}-gamma{gamma:g}"
         if not folder.is_dir():
             market = self.market()
             first = prepare(build_population(market.curves, market.training_M, None, config=self.effort.population), gamma=gamma)

@@ -1,7 +1,7 @@
 """`rankloom bid train`: from a trajectory log to a bidder's folder.
 
     log -> checked -> its periods rebuilt as markets -> response curves -> an expert trained by pathwise gradients
-        -> the population (perturbed expert, hindsight constants, wanderers) -> the asked-for learner -> level of its return target chosen
+        -> the population (the expert and MPC together, perturbed) -> the asked-for learner -> level of its return target chosen
         on held-out periods -> folder
 
 The rebuilding needs every seat of a period in the log (what everybody bid is what a counterfactual is made of). `source="log"` trains
@@ -21,9 +21,12 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 import numpy as np
+import polars as pl
 import torch
 
 from rankloom.bidding.bidders import BIDDER, save_bidder
+from rankloom.bidding.controllers import MPC
+from rankloom.bidding.curves import MarketPrior
 from rankloom.bidding.day import DayResult, play_day
 from rankloom.bidding.learned.base import TrainingSet, prepare
 from rankloom.bidding.learned.cbd import CbdConfig, CbdController, distil, train_cbd
@@ -33,7 +36,7 @@ from rankloom.bidding.learned.gas import train_gas
 from rankloom.bidding.learned.gave import GaveConfig, train_gave
 from rankloom.bidding.learned.offline_rl import METHODS, Method, train_policy
 from rankloom.bidding.learned.pathwise import PathwiseController, train_pathwise
-from rankloom.bidding.population import PopulationConfig, build_population
+from rankloom.bidding.population import GeometricMean, PopulationConfig, build_population
 from rankloom.bidding.protocol import (
     Campaigns,
     Controller,
@@ -60,12 +63,21 @@ SAMPLE_FRACTION: Final = 0.06
 
 @dataclass(frozen=True)
 class Market:
-    """What can be asked about the training periods: curves of all seat-days, and which of them are held out."""
+    """What can be asked about the training periods: curves of all seat-days, and which of them are held out.
+
+    Attributes:
+        prior: MPC's knowledge of the market, of the training periods alone.
+    """
 
     curves: ResponseCurves
     training_M: IntArray
     held_out_M: IntArray
     fidelity: float
+    prior: MarketPrior | None = None
+
+    def experts(self, pathwise: PathwiseController) -> Controller:
+        """The bidder whose perturbed days are learned from: pathwise policy and MPC together."""
+        return pathwise if self.prior is None else GeometricMean([pathwise, MPC(prior=self.prior)])
 
 
 @dataclass(frozen=True)
@@ -149,7 +161,8 @@ def rebuild_market(path: str | Path, logged: Trajectories, *, split: str | None 
     said, found = logged.history.spend_NT.sum(axis=1), played.history.spend_NT.sum(axis=1)
     fidelity = float(np.corrcoef(said, found)[0, 1]) if said.std() > 0 and found.std() > 0 else 0.0
     out = np.isin(curves.period_N, list(held_out(periods)))
-    return Market(curves, np.flatnonzero(~out), np.flatnonzero(out), fidelity)
+    prior = MarketPrior.fit(log.filter(~pl.col("period").is_in(list(held_out(periods)))), split=None)
+    return Market(curves, np.flatnonzero(~out), np.flatnonzero(out), fidelity, prior)
 
 
 def gather_experience(
@@ -212,7 +225,7 @@ def populate(
 ) -> Experience:
     """The population around an expert, and its training set with the days' luck as a baseline."""
     config = (effort or Effort()).population
-    trajectories = build_population(market.curves, market.training_M, expert, config=config, seed=seed)
+    trajectories = build_population(market.curves, market.training_M, market.experts(expert), config=config, seed=seed)
     place = {(int(p), int(s)): i for i, (p, s) in enumerate(zip(market.curves.period_N, market.curves.seat_N, strict=True))}
     index = np.array([place[int(p), int(s)] for p, s in zip(trajectories.period_N, trajectories.seat_N, strict=True)])
     best = market.curves.best_constants(index, trajectories.campaigns.budget_N, gamma)[1]
