@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 import numpy as np
@@ -28,15 +29,15 @@ class System(Protocol):
         ...
 
 
-class ScoringSystem:
+class ScoringSystem(ABC):
     """Base of systems that score the whole catalogue: ranks in blocks, masks the history."""
 
     name = "scoring"
     block = 512
 
+    @abstractmethod
     def scores(self, sequences: Sequences, cases: Cases, part: slice) -> FloatArray:
         """(block, I) scores, higher is better."""
-        raise NotImplementedError
 
     def rank(self, sequences: Sequences, cases: Cases, k: int, *, mask_seen: bool) -> IntArray:
         out = np.full((len(cases), k), -1, dtype=np.int32)

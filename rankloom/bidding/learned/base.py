@@ -17,6 +17,7 @@ Letters: N trajectories, T ticks, D normalised state columns + context columns, 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -191,7 +192,7 @@ class ReturnTarget(nn.Module):
         return between.clamp_min(0.0)
 
 
-class LearnedController(nn.Module):
+class LearnedController(nn.Module, ABC):
     """A network as a controller: states from observations, a bounded log action, the reasons.
 
     A subclass names its kind, keeps its settings and answers `residual`.
@@ -212,10 +213,10 @@ class LearnedController(nn.Module):
         """The constructor's own arguments, JSON-able."""
         return {}
 
+    @abstractmethod
     def residual(self, x_NSD: Tensor, day: DayTensors, anchor_NS: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(N,) residual log action of the last state, and figures that explain it; x holds all states, or the last where
         `needs_history` said so."""
-        raise NotImplementedError
 
     def begin(self) -> None:
         """A new day: forget what was kept of the last one."""
