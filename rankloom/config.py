@@ -187,6 +187,16 @@ class ModelConfig(Section):
     """What the model reads of an item's text: the aligned vectors, or the vectors before alignment beside them."""
     item_embedding: bool = True
     """A learned vector per training item beside its SID and text in the context and in the selection head."""
+    item_dim: int | None = Field(default=None, ge=8)
+    """Width of item vectors, in which selection compares; None is d_model."""
+    history_pool: bool = True
+    """The user's state starts from recency-weighted means of the history's item vectors (models/pool.py)."""
+    item_attributes: bool = True
+    """A learned vector per category, brand, price and duration of an item beside them."""
+    item_age: bool = True
+    """The selection head reads how old an item is at the moment of the request, where log and catalogue say."""
+    item_trust: float = Field(default=5.0, ge=0)
+    """k of n / (n + k), by which the learned vector of an item that was taken n times counts."""
     item_dropout: float = Field(default=0.2, ge=0, lt=1)
     """Share of items whose learned vector is hidden in a training step, so that SID and text can stand alone."""
 
@@ -248,6 +258,8 @@ class TrainingConfig(Section):
     order: Literal["shuffled", "chronological"] = "shuffled"
     supervise: Literal["all", "newest"] = "all"
     """Train every position of a window, or only its newest (OneRec-V2 section 4.1, layout c)."""
+    recency_days: float | None = Field(default=None, gt=0)
+    """Half-life of a target's weight, counted back from the end of the training period; None weighs all alike."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights; None is off."""
     patience: int = Field(default=5, ge=1)
@@ -264,6 +276,9 @@ class DecodingConfig(Section):
     beam: int = Field(default=128, ge=1)
     normalise: Literal["codebook", "trie"] = "codebook"
     """In training and decoding: softmax over a whole codebook (OneRec-V2), or over the codes that the trie allows."""
+    lift: float | None = Field(default=None, ge=0, le=2)
+    """Strength of the shift from the training period's exposure to that of the moment (decoding/exposure.py); None is
+    chosen on validation. Only where log and catalogue say how old items are (`model.item_age`)."""
 
 
 class EvaluationConfig(Section):
@@ -405,7 +420,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {"d_model": 64, "n_layers": 2, "n_heads": 2, "ffn_mult": 2.0, "dropout": 0.3, "content": "aligned"},
         "training": {
             "batch_tokens": 1024,
-            "max_epochs": 14,
+            "max_epochs": 8,
             "eval_users": 4000,
             "learning_rate": 2e-3,
             "label_smoothing": 0.1,

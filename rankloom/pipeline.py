@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,11 +28,15 @@ from rankloom.config import Config
 from rankloom.data import schema
 from rankloom.data.sequences import TRAIN, VALID, Cases, Sequences, load_sequences
 from rankloom.data.shop import Shop
+from rankloom.decoding.exposure import Exposure
 from rankloom.decoding.memory import BehaviourMemory
 from rankloom.errors import RankloomError
 from rankloom.files import atomic_file, check_replaceable, read_json, sha256_file, write_json, writing
+from rankloom.models.age import log_rates
+from rankloom.models.attributes import item_attributes
+from rankloom.models.items import trust
 from rankloom.progress import track
-from rankloom.recommender import Rankloom, Weights, build_model
+from rankloom.recommender import Rankloom, Weights, build_model, created_seconds, watched
 from rankloom.semantic.tokenizer import Tokenizer
 from rankloom.training.batches import SequenceBatches
 from rankloom.training.features import FeatureTable, hashed_user_features
@@ -41,6 +46,8 @@ from rankloom.training.processor import keep_freed_memory
 from rankloom.training.validation import Validation
 
 MIXES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
+LIFTS: Final = (0.0, 0.5, 0.75, 1.0)
+NOWS: Final = (0.0, 0.15, 0.3)
 SHARES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 _REPEAT_SHARE = 0.05
 
@@ -112,7 +119,24 @@ def _train(
     trained = (sequences.stage == TRAIN) & sequences.target
     repeats = repeat_share(sequences)
     mask_seen = config.data.repeats == "mask" or (config.data.repeats == "auto" and repeats <= _REPEAT_SHARE)
-    model = build_model(config, tokenizer, n_trained=items.height)
+    counts = torch.from_numpy(np.bincount(sequences.item[trained], minlength=items.height))
+    created = created_seconds(items)
+    dated = config.model.item_age and sequences.has_clock and created is not None and bool(created.isfinite().any())
+    model = build_model(
+        config,
+        tokenizer,
+        items,
+        n_trained=items.height,
+        dated=dated,
+        attributed=config.model.item_attributes and item_attributes(items) is not None,
+        trust_I=trust(counts, config.model.item_trust),
+    )
+    exposure = None
+    if model.age is not None:
+        when = torch.from_numpy(sequences.timestamp[trained] / 1e6)
+        own = torch.from_numpy(sequences.item[trained].astype(np.int64))
+        model.age.user.bias.data = log_rates(model.items.created_I, own, when)
+        exposure = Exposure.fit(model.items.created_I, watched(items), own, when)
     batches = SequenceBatches(
         sequences,
         table,
@@ -131,9 +155,11 @@ def _train(
             action="import more events, or lower data.valid_share and data.test_share",
             code="no-training-targets",
         )
-    softmax = (
-        TrieSoftmax(model.items.codes_IQ, model.codebook_sizes) if config.decoding.normalise == "trie" else None
-    )
+    softmax = whole = None
+    if config.decoding.normalise == "trie":
+        softmax = TrieSoftmax(model.items.codes_IQ, model.codebook_sizes, rows=torch.nonzero(counts > 0)[:, 0])
+        # what people take later may be new
+        whole = TrieSoftmax(model.items.codes_IQ, model.codebook_sizes)
     memory = (
         BehaviourMemory.fit(sequences.user[trained], sequences.item[trained], items.height, top=config.memory.top)
         if config.memory.enabled
@@ -146,12 +172,13 @@ def _train(
         max_cases=config.training.eval_users,
         mask_seen=mask_seen,
         seed=config.seed,
-        softmax=softmax,
+        softmax=whole,
     )
-    counts = torch.from_numpy(np.bincount(sequences.item[trained], minlength=items.height))
     trainer = Trainer(
         model,
-        NextItem(config, counts, softmax),
+        NextItem(
+            config, counts, softmax, torch.from_numpy(sequences.timestamp[trained] / 1e6) if sequences.has_clock else None
+        ),
         batches,
         validate=validation,
         score=_score(config, len(validation)),
@@ -178,6 +205,8 @@ def _train(
         histories=histories_table(shop, sequences, config),
         mask_seen=mask_seen,
         memory=memory,
+        exposure=exposure,
+        log_end=float(sequences.timestamp.max() / 1e6) if sequences.has_clock else None,
     )
     figures: dict[str, float] = {}
     if len(validation):
@@ -215,10 +244,11 @@ def _train(
 
 def feature_table(sequences: Sequences, tokenizer: Tokenizer, shop: Shop | None) -> FeatureTable:
     """Model inputs of a log: queries embedded, static features of users hashed."""
-    vectors = tokenizer.embed_texts(list(sequences.queries)) if sequences.queries else None
+    kind = tokenizer.config.model.content
+    vectors = tokenizer.query_vectors(list(sequences.queries), kind) if sequences.queries else None
     users = hashed_user_features(shop.users(), sequences.user_ids) if shop is not None else None
     return FeatureTable.from_sequences(
-        sequences, query_vectors=vectors, user_features=users, text_dim=tokenizer.content.shape[1]
+        sequences, query_vectors=vectors, user_features=users, text_dim=tokenizer.model_content(kind).shape[1]
     )
 
 
@@ -258,7 +288,8 @@ def choose_weights(
 ) -> tuple[Weights, dict[str, float]]:
     """The weights that rank validation targets best (NDCG@10), and the figures of all that were tried.
 
-    Weights that the configuration fixes are kept; the others are tried together.
+    Weights that the configuration fixes are kept. Where the model knows how old items are, the strength of the lift is
+    chosen first, beside a middling memory; then the others together.
     """
     config = rankloom.config
     shares = (0.0,) if rankloom.memory is None else SHARES
@@ -267,27 +298,52 @@ def choose_weights(
     mixes = MIXES if config.selection.enabled else (1.0,)
     if config.selection.enabled and config.selection.mix is not None:
         mixes = (config.selection.mix,)
-    # the generator alone reads no selection
-    grid = [
-        Weights(mix, memory, own)
-        for memory in shares
-        for mix in mixes
-        for own in (SHARES if mix < 1 and rankloom.memory is not None else (0.0,))
-    ]
+    lifts = (0.0,) if rankloom.exposure is None else LIFTS
+    if rankloom.exposure is not None and config.decoding.lift is not None:
+        lifts = (config.decoding.lift,)
+
+    def grid(memories: tuple[float, ...], strengths: tuple[float, ...], owns: tuple[float, ...]) -> list[Weights]:
+        # the generator alone reads no selection
+        return [
+            Weights(mix, memory, own, lift)
+            for lift in strengths
+            for memory in memories
+            for mix in mixes
+            for own in (owns if mix < 1 and rankloom.memory is not None else (0.0,))
+        ]
+
     cases = sequences.cases(VALID, max_per_user=1, max_users=min(limit, 2000), seed=0)
-    totals = np.zeros(len(grid))
-    size = 64
-    for begin in track(range(0, len(cases), size), "choosing weights on validation", unit="batches", quiet=quiet):
-        part = slice(begin, begin + size)
-        row = torch.from_numpy(cases.row[part])
-        user = torch.from_numpy(cases.user[part]).long()
-        totals += rankloom.ndcg_of_weights(
-            table, torch.from_numpy(sequences.offsets)[user], row, torch.from_numpy(cases.target[part].astype(np.int64)), grid,
-            excluded=excluded_rows(sequences, cases, part) if mask_seen else None, user=user, surface=table.surface[row],
-        )  # fmt: skip
-    mean = totals / max(1, len(cases))
-    figures = {f"{w.mix:g} {w.memory:g} {w.selection_memory:g}": float(v) for w, v in zip(grid, mean, strict=True)}
-    return grid[int(mean.argmax())], figures
+    seconds = torch.from_numpy(sequences.timestamp / 1e6) if sequences.has_clock else None
+    figures: dict[str, float] = {}
+
+    def best(tried: list[Weights], title: str) -> Weights:
+        totals = np.zeros(len(tried))
+        size = 64
+        for begin in track(range(0, len(cases), size), title, unit="batches", quiet=quiet):
+            part = slice(begin, begin + size)
+            row = torch.from_numpy(cases.row[part])
+            user = torch.from_numpy(cases.user[part]).long()
+            totals += rankloom.ndcg_of_weights(
+                table, torch.from_numpy(sequences.offsets)[user], row,
+                torch.from_numpy(cases.target[part].astype(np.int64)), tried,
+                excluded=excluded_rows(sequences, cases, part) if mask_seen else None, user=user,
+                surface=table.surface[row], when=None if seconds is None else seconds[row],
+            )  # fmt: skip
+        mean = totals / max(1, len(cases))
+        figures.update({_label(w): float(v) for w, v in zip(tried, mean, strict=True)})
+        return tried[int(mean.argmax())]
+
+    nows = (0.0,)
+    if len(lifts) > 1:
+        tried = [replace(w, now=now) for w in grid(shares[:3], lifts, SHARES[:5:2]) for now in NOWS]
+        chosen = best(tried, "choosing the lift on validation")
+        lifts, nows = (chosen.lift,), (chosen.now,)
+    tried = [replace(w, now=now) for w in grid(shares, lifts, SHARES) for now in nows]
+    return best(tried, "choosing weights on validation"), figures
+
+
+def _label(weights: Weights) -> str:
+    return " ".join(f"{v:g}" for v in (weights.mix, weights.memory, weights.selection_memory, weights.lift, weights.now))
 
 
 def histories_table(shop: Shop, sequences: Sequences, config: Config) -> pl.DataFrame:
@@ -332,7 +388,8 @@ def describe_weights(weights: Weights) -> str:
     """One sentence on how generator, memory and selection are joined."""
     return (
         f"weight {weights.mix:g} of the generator beside the selection head; share of the behaviour memory "
-        f"{weights.memory:g} in the generator's codes, {weights.selection_memory:g} in the selection"
+        f"{weights.memory:g} in the generator's codes, {weights.selection_memory:g} in the selection; strength "
+        f"{weights.lift:g} of the lift to what is shown now, {weights.now:g} of it again beside the scores"
     )
 
 

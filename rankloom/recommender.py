@@ -31,12 +31,14 @@ from rankloom.config import Config
 from rankloom.data import schema
 from rankloom.data.filters import parse_filter
 from rankloom.decoding.beam import BeamResult, beam_search
+from rankloom.decoding.exposure import Exposure, LiftTables
 from rankloom.decoding.masks import MaskIndex, NodeCounts
 from rankloom.decoding.memory import BehaviourMemory, Guide, latest_first
 from rankloom.decoding.select import Candidates, expand, leaf_log_share, mix_scores, top_k, with_memory
 from rankloom.decoding.trace import BeamTrace, trace_of
 from rankloom.errors import RankloomError
 from rankloom.files import atomic_folder, read_json, write_json
+from rankloom.models.attributes import item_attributes
 from rankloom.models.lazy_decoder import LazyDecoder
 from rankloom.semantic.ids import SemanticIds
 from rankloom.semantic.tokenizer import Tokenizer
@@ -83,6 +85,7 @@ class Request:
     explain: bool = False
     beam: int | None = None
     seen: SeenPolicy = "auto"
+    at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -125,11 +128,15 @@ class Weights:
         mix: weight of the generator's log-probability beside the selection head's, 1 is the generator alone.
         memory: share of the behaviour memory in the probability of each code.
         selection_memory: its share in the selection head's distribution over the generated items.
+        lift: strength of the shift from the training period's exposure to that of the moment, 0 is none.
+        now: weight of the log of how often an item is taken at that moment, beside the two scores.
     """
 
     mix: float = 0.5
     memory: float = 0.0
     selection_memory: float = 0.0
+    lift: float = 0.0
+    now: float = 0.0
 
 
 @dataclass
@@ -140,6 +147,7 @@ class _Generated:
     candidates: Candidates
     select_BC: Tensor | None
     guide: Guide | None
+    now_BC: Tensor | None
 
 
 class Rankloom:
@@ -156,9 +164,11 @@ class Rankloom:
         mask_seen: bool,
         weights: Weights | None = None,
         memory: BehaviourMemory | None = None,
+        exposure: Exposure | None = None,
         metadata: dict[str, Any] | None = None,
         model_version: str = "unsaved",
         alive: NDArray[np.bool_] | None = None,
+        log_end: float | None = None,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
@@ -167,8 +177,10 @@ class Rankloom:
         self.weights = weights or Weights()
         self.mask_seen = mask_seen
         self.memory = memory
+        self.exposure = exposure
         self.metadata = metadata or {}
         self.model_version = model_version
+        self.log_end = log_end
         self._histories = histories
         self._history_row = {user: row for row, user in enumerate(histories["user_id"].to_list())}
         untaken = ("<pad>", "impression", "search", *config.data.context_events)
@@ -204,6 +216,7 @@ class Rankloom:
             own, tokenizer_meta = raw["model"], raw["tokenizer"]
             n_trained, mask_seen, weights = int(own["n_trained"]), bool(own["mask_seen"]), Weights(**own["weights"])
             removed = np.asarray(own["removed"], dtype=np.int64)
+            dated, attributed, log_end = bool(own["dated"]), bool(own["attributed"]), own["log_end"]
             config = Config.parse(raw["config"], place=str(config_path))
         with model_folder.reading(ids_path):
             tokenizer = Tokenizer.from_state(model_folder.read_arrays(ids_path), tokenizer_meta)
@@ -219,8 +232,13 @@ class Rankloom:
             memory = None
             if memory_path.exists():
                 memory = BehaviourMemory.from_arrays(model_folder.read_arrays(memory_path))
+        exposure_path = folder / model_folder.EXPOSURE
+        with model_folder.reading(exposure_path):
+            exposure = None
+            if exposure_path.exists():
+                exposure = Exposure.from_arrays(model_folder.read_arrays(exposure_path))
         with model_folder.reading(folder / model_folder.WEIGHTS):
-            model = build_model(config, tokenizer, n_trained=n_trained)
+            model = build_model(config, tokenizer, items, n_trained=n_trained, dated=dated, attributed=attributed)
             model.load_state_dict(model_folder.read_tensors(folder / model_folder.WEIGHTS))
         return cls(
             config=config,
@@ -231,9 +249,11 @@ class Rankloom:
             mask_seen=mask_seen,
             weights=weights,
             memory=memory,
+            exposure=exposure,
             metadata=raw.get("metadata", {}),
             model_version=manifest["model_version"],
             alive=alive,
+            log_end=None if log_end is None else float(log_end),
         )
 
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False, extra: dict[str, str] | None = None) -> str:
@@ -252,6 +272,8 @@ class Rankloom:
             save_arrays(model_folder.contiguous(arrays), folder / model_folder.SEMANTIC_IDS)
             if self.memory is not None:
                 save_arrays(model_folder.contiguous(self.memory.arrays()), folder / model_folder.MEMORY)
+            if self.exposure is not None:
+                save_arrays(model_folder.contiguous(self.exposure.arrays()), folder / model_folder.EXPOSURE)
             weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
             save_tensors(weights, folder / model_folder.WEIGHTS)
             write_json(
@@ -264,6 +286,9 @@ class Rankloom:
                         "mask_seen": self.mask_seen,
                         "weights": asdict(self.weights),
                         "removed": np.flatnonzero(~self._alive).tolist(),
+                        "dated": self.model.age is not None,
+                        "attributed": self.model.items.attributes is not None,
+                        "log_end": self.log_end,
                     },
                     "metadata": self.metadata,
                 },
@@ -307,6 +332,7 @@ class Rankloom:
         explain: bool = False,
         beam: int | None = None,
         seen: SeenPolicy = "auto",
+        at: datetime | None = None,
     ) -> Recommendation:
         """What to show one person next, best first.
 
@@ -318,13 +344,15 @@ class Rankloom:
             exclude: items not to show.
             query: words of a search; the model generates for them.
             seen: whether items of the history may be shown; `auto` does what the training log did.
+            at: the moment of the request, for the age of the items; the newest one the model has heard of (the end of its
+                log, or the last event of the history) where it is left out.
 
         Raises:
             RankloomError: a bad filter, an unknown surface or policy, a k or beam that is no positive whole number. Items
                 that the catalogue does not know are passed over in `history` and `exclude`: catalogues change.
         """
         events = None if history is None else tuple(HistoryEvent(h) if isinstance(h, str) else h for h in history)
-        request = Request(user, events, k, filter, tuple(exclude), query, surface, explain, beam, seen)
+        request = Request(user, events, k, filter, tuple(exclude), query, surface, explain, beam, seen, at)
         return self.recommend_batch([request])[0]
 
     def search(self, text: str, **options: Any) -> Recommendation:
@@ -381,6 +409,7 @@ class Rankloom:
             queries_at=stop,
             user=users,
             surface=surface,
+            when=self._moments(requests, histories),
             trace=trace,
         )
         decoded = time.perf_counter()
@@ -446,18 +475,20 @@ class Rankloom:
         queries_at: Tensor | None = None,
         user: Tensor | None = None,
         surface: Tensor | None = None,
+        when: Tensor | None = None,
         weights: Weights | None = None,
         trace: bool = False,
     ) -> tuple[Ranking, BeamResult, Candidates]:
         """Generate, then select, for histories given as row ranges of a feature table. The core of every face.
 
         Args:
+            when: (B,) float64 seconds of the requests, for the age of the items.
             weights: instead of the model's own.
         """
         weights = weights or self.weights
         generated = self._generate(
             table, start, stop, beam=beam, filters=filters, excluded=excluded, queries_at=queries_at, user=user,
-            surface=surface, memory=weights.memory, trace=trace,
+            surface=surface, when=when, memory=weights.memory, lift=weights.lift, trace=trace,
         )  # fmt: skip
         scores = self._scores(generated, weights)
         items, best, _ = top_k(generated.candidates, scores, k)
@@ -475,16 +506,18 @@ class Rankloom:
         excluded: list[Tensor] | None = None,
         user: Tensor | None = None,
         surface: Tensor | None = None,
+        when: Tensor | None = None,
     ) -> NDArray[np.float64]:
         """(len(grid),) summed NDCG@10 of the targets under several weights; one decoding for each memory in the code."""
         out = np.zeros(len(grid))
         gain = 1 / torch.log2(torch.arange(10) + 2.0)
-        for memory in sorted({weights.memory for weights in grid}):
+        for memory, strength in sorted({(weights.memory, weights.lift) for weights in grid}):
             generated = self._generate(
-                table, start, stop, excluded=excluded, queries_at=stop, user=user, surface=surface, memory=memory
-            )
+                table, start, stop, excluded=excluded, queries_at=stop, user=user, surface=surface, when=when, memory=memory,
+                lift=strength,
+            )  # fmt: skip
             for number, weights in enumerate(grid):
-                if weights.memory == memory:
+                if (weights.memory, weights.lift) == (memory, strength):
                     items, _, _ = top_k(generated.candidates, self._scores(generated, weights), 10)
                     out[number] = float(((items == target_B[:, None]) * gain).sum())
         return out
@@ -496,12 +529,14 @@ class Rankloom:
         stop: Tensor,
         *,
         memory: float,
+        lift: float,
         beam: int | Sequence[int] | None = None,
         filters: list[NodeCounts | None] | None = None,
         excluded: list[Tensor] | None = None,
         queries_at: Tensor | None = None,
         user: Tensor | None = None,
         surface: Tensor | None = None,
+        when: Tensor | None = None,
         trace: bool = False,
     ) -> _Generated:
         begin = torch.maximum(start, stop - self.config.model.max_history)
@@ -512,6 +547,7 @@ class Rankloom:
             taken = ~torch.isin(table.kind, self._not_taken)
             guide = Guide(self._index, self.memory.recall(latest_first(table.item, taken, begin, stop)), share=memory)
         in_code = guide if memory > 0 else None
+        shift = self._lifts.lift(when, lift) if self._lifts is not None and when is not None and lift > 0 else None
         beams = beam_search(
             self.model,
             prefix,
@@ -520,6 +556,7 @@ class Rankloom:
             masks=masks,
             normalise=self.config.decoding.normalise,
             guide=in_code,
+            lift=shift,
             trace=trace,
         )
         candidates = expand(
@@ -531,19 +568,24 @@ class Rankloom:
             allowed=masks.allowed_items(),
             excluded=excluded,
             guide=in_code,
+            lift=shift,
         )
         select = None
         if self.config.selection.enabled:
             _, state, _ = self.model.start(prefix)
-            select = self.model.select_scores(state, candidates.item_BC).float()
-        return _Generated(beams, candidates, select, guide)
+            select = self.model.select_scores(state, candidates.item_BC, when).float()
+        now = None
+        if self._lifts is not None and when is not None:
+            now = self._lifts.log_now(when, candidates.item_BC)
+        return _Generated(beams, candidates, select, guide, now)
 
     def _scores(self, generated: _Generated, weights: Weights) -> Tensor:
         """(B, C) final scores of the generated items."""
         candidates, select = generated.candidates, generated.select_BC
         if select is not None and generated.guide is not None and weights.selection_memory > 0:
             select = with_memory(select, candidates.item_BC, generated.guide, weights.selection_memory)
-        return mix_scores(candidates.log_prob_BC, select if weights.mix < 1 else None, weights.mix)
+        now = None if generated.now_BC is None or not weights.now else weights.now * generated.now_BC
+        return mix_scores(candidates.log_prob_BC, select if weights.mix < 1 else None, weights.mix, now)
 
     # -- the catalogue, live ---------------------------------------------------------------------------------------
 
@@ -608,11 +650,25 @@ class Rankloom:
     def _refresh(self) -> None:
         """Rebuilds what depends on the catalogue."""
         ids = self.semantic_ids
-        content = model_content(self.tokenizer.content, self.tokenizer.aligned, self.config.model.content)
-        self.model.items.replace_catalogue(torch.from_numpy(ids.codes.astype(np.int64)), torch.from_numpy(content))
+        content = self.tokenizer.model_content(self.config.model.content)
+        self.model.items.replace_catalogue(
+            torch.from_numpy(ids.codes.astype(np.int64)),
+            torch.from_numpy(content),
+            attributes_IF=item_attributes(self.items),
+            created_I=created_seconds(self.items),
+        )
         self._trie = Trie.build(ids.codes, ids.codebook_sizes, ids.prior, rows=np.flatnonzero(self._alive))
         self._index = MaskIndex(self._trie, len(ids.codes))
         self._log_share = leaf_log_share(self._trie.item_start, self._trie.leaf_items, torch.from_numpy(ids.prior))
+        self._lifts: LiftTables | None = None
+        if self.exposure is not None:
+            self._lifts = LiftTables(
+                self.exposure,
+                self._index,
+                created_I=self.model.items.created_I,
+                kind_I=watched(self.items),
+                count_I=torch.from_numpy(ids.prior),
+            )
         self._item_ids: list[str] = self.items["item_id"].to_list()
         self._titles: list[str] = self.items["title"].to_list()
         self._row_of = {item: row for row, item in enumerate(self._item_ids)}
@@ -661,6 +717,17 @@ class Rankloom:
         table = FeatureTable.from_columns(rows, vectors, self._user_features())
         return table, torch.tensor(start), torch.tensor(stop)
 
+    def _moments(self, requests: Sequence[Request], histories: list[list[HistoryEvent]]) -> Tensor | None:
+        """(B,) seconds of the requests; None where the model does not read time."""
+        if self.model.age is None:
+            return None
+        moments = []
+        for request, history in zip(requests, histories, strict=True):
+            known = [event.timestamp.timestamp() for event in history[-1:] if event.timestamp is not None]
+            newest = max([*known, *([] if self.log_end is None else [self.log_end])], default=float("nan"))
+            moments.append(newest if request.at is None else request.at.timestamp())
+        return torch.tensor(moments, dtype=torch.float64)
+
     def _embed_queries(self, queries: list[str]) -> NDArray[np.float32]:
         """(n, D_text) vectors; those of the queries in people's histories come again and again, so they are kept."""
         fresh = [query for query in queries if query not in self._query_vectors]
@@ -668,7 +735,7 @@ class Rankloom:
             if len(self._query_vectors) + len(fresh) > 20_000:
                 self._query_vectors.clear()
                 fresh = queries
-            self._query_vectors.update(zip(fresh, self.tokenizer.embed_texts(fresh), strict=True))
+            self._query_vectors.update(zip(fresh, self.tokenizer.query_vectors(fresh, self.config.model.content), strict=True))
         return np.stack([self._query_vectors[query] for query in queries])
 
     def _user_features(self) -> Tensor | None:
@@ -701,26 +768,57 @@ class Rankloom:
         return out
 
 
-def model_content(
-    content: NDArray[np.float32], aligned: NDArray[np.float32], kind: Literal["aligned", "both"]
-) -> NDArray[np.float32]:
-    """(I, A) or (I, D + A) what the model reads of an item beside its codes: aligned vectors, or content too."""
-    if kind == "aligned" or (content.shape == aligned.shape and np.array_equal(content, aligned)):
-        return aligned
-    return np.concatenate([content, aligned], axis=1)
+def created_seconds(items: pl.DataFrame) -> Tensor | None:
+    """(I,) float64 seconds when the items were listed, NaN unknown; None without such a column."""
+    if "created_at" not in items.columns:
+        return None
+    stamps = items["created_at"].dt.timestamp("us").cast(pl.Float64) / 1e6
+    return torch.from_numpy(stamps.fill_null(float("nan")).to_numpy().copy())
 
 
-def build_model(config: Config, tokenizer: Tokenizer, *, n_trained: int) -> LazyDecoder:
-    """A freshly initialised model for a tokenizer's catalogue, the same for the same seed."""
+def watched(items: pl.DataFrame) -> Tensor:
+    """(I,) the kinds of items that age differently: what is watched (it has a duration) and what is not."""
+    if "duration_s" not in items.columns:
+        return torch.zeros(items.height, dtype=torch.long)
+    return torch.from_numpy(items["duration_s"].is_not_null().to_numpy().copy()).long()
+
+
+def build_model(
+    config: Config,
+    tokenizer: Tokenizer,
+    items: pl.DataFrame,
+    *,
+    n_trained: int,
+    dated: bool,
+    attributed: bool,
+    trust_I: Tensor | None = None,
+) -> LazyDecoder:
+    """A freshly initialised model for a tokenizer's catalogue, the same for the same seed.
+
+    Args:
+        dated: whether selection reads the age of items.
+        attributed: whether items have attribute tokens.
+        trust_I: (n_trained,) how far each item's learned vector counts.
+    """
+    attributes = None
+    if attributed:
+        attributes = item_attributes(items)
+        if attributes is None:
+            attributes = torch.zeros(items.height, 1, dtype=torch.long)
+    content = tokenizer.model_content(config.model.content)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return LazyDecoder.from_config(
             config,
             codes_IQ=torch.from_numpy(tokenizer.semantic_ids.codes.astype(np.int64)),
-            content_IC=torch.from_numpy(model_content(tokenizer.content, tokenizer.aligned, config.model.content)),
+            content_IC=torch.from_numpy(content),
             codebook_sizes=tokenizer.semantic_ids.codebook_sizes,
             n_trained=n_trained,
-            text_dim=tokenizer.content.shape[1],
+            text_dim=content.shape[1],
+            dated=dated,
+            trust_I=trust_I,
+            attributes_IF=attributes,
+            created_I=created_seconds(items),
         )
 
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rankloom.decoding.exposure import Lift
 from rankloom.decoding.masks import RequestMasks
 from rankloom.decoding.memory import Guide
 from rankloom.decoding.protocol import Generator
@@ -65,6 +66,7 @@ def beam_search(
     masks: RequestMasks,
     normalise: Literal["codebook", "trie"] = "codebook",
     guide: Guide | None = None,
+    lift: Lift | None = None,
     trace: bool = False,
 ) -> BeamResult:
     """The `beam` most probable legal semantic IDs of each request.
@@ -74,6 +76,7 @@ def beam_search(
         beam: width, one for all requests or one each.
         masks: one entry a request (`MaskIndex.requests`).
         guide: a behaviour memory to interpolate with at every code (memory.py).
+        lift: how today's exposure differs from the training period's (exposure.py); each code is normalised again.
     """
     batch = len(masks.which_B)
     beam_B = torch.tensor([beam] * batch if isinstance(beam, int) else list(beam), dtype=torch.long)
@@ -93,7 +96,7 @@ def beam_search(
         if normalise == "codebook":
             log_probs = torch.log_softmax(log_probs, dim=-1)
         request, parent, child, code, score = _continuations(
-            trie, level, node_BW, score_BW, log_probs, masks, normalise, guide
+            trie, level, node_BW, score_BW, log_probs, masks, normalise, guide, lift
         )
         kept, column, counts = _best(request, child, score, beam_B)
         width = max(1, int(counts.max())) if batch else 1
@@ -127,6 +130,7 @@ def _continuations(
     masks: RequestMasks,
     normalise: str,
     guide: Guide | None,
+    lift: Lift | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """All legal triples of a level: (P,) request, parent beam, child node, code, cumulative score."""
     batch, width = node_BW.shape
@@ -141,15 +145,21 @@ def _continuations(
     code = trie.child_code[level][child]
     own = log_probs_BWK.reshape(batch * width, -1)[pair, code]
     if normalise == "trie":
-        # log-sum-exp over the trie's children of each parent, before any mask
-        peak = torch.full((batch * width,), float("-inf")).scatter_reduce(0, pair, own, "amax")
-        total = torch.zeros(batch * width).index_add(0, pair, (own - peak[pair]).exp())
-        own = own - peak[pair] - total[pair].log()
+        own = _normalised(own, pair, batch * width)
     if guide is not None:
         own = guide.mix(own, level + 1, request, node[pair], child)
+    if lift is not None:
+        own = _normalised(own + lift.of(level + 1, request, child), pair, batch * width)
     legal = masks.open(level + 1, request, child)
     pair, request, child, code, own = pair[legal], request[legal], child[legal], code[legal], own[legal]
     return request, pair % width, child, code, score_BW.reshape(-1)[pair] + own
+
+
+def _normalised(log_prob: Tensor, pair: Tensor, n_pairs: int) -> Tensor:
+    """Log-softmax over the trie's children of each parent, before any mask."""
+    peak = torch.full((n_pairs,), float("-inf")).scatter_reduce(0, pair, log_prob, "amax")
+    total = torch.zeros(n_pairs).index_add(0, pair, (log_prob - peak[pair]).exp())
+    return log_prob - peak[pair] - total[pair].log()
 
 
 def _best(request: Tensor, child: Tensor, score: Tensor, beam_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rankloom.decoding.exposure import Lift
 from rankloom.decoding.memory import Guide
 
 
@@ -54,6 +55,7 @@ def expand(
     allowed: Tensor | None = None,
     excluded: list[Tensor] | None = None,
     guide: Guide | None = None,
+    lift: Lift | None = None,
 ) -> Candidates:
     """All items of the generated leaves.
 
@@ -62,6 +64,7 @@ def expand(
         allowed: (I,) or (B, I) bool, the items that pass the filter.
         excluded: per request, items that may not be shown.
         guide: a behaviour memory, which also knows which item of a leaf is meant.
+        lift: items of a leaf share its probability as they are taken now, not by `log_share`.
     """
     batch, width = leaf_BW.shape
     leaf = leaf_BW.clamp_min(0).long()
@@ -75,6 +78,10 @@ def expand(
     item = leaf_items.long()[place]
     request = pair // width
     share = log_share[place]
+    if lift is not None:
+        now = lift.item_HI[lift.moment_B[request], item].double().exp()
+        whole = torch.zeros(batch * width, dtype=torch.float64).index_add_(0, pair, now)
+        share = (now / whole[pair].clamp_min(1e-300)).clamp_min(1e-30).log().float()
     if guide is not None:
         share = guide.mix(share, guide.n_levels + 1, request, leaf.reshape(-1)[pair], item)
     log_prob = log_prob_BW.reshape(-1)[pair] + share
@@ -111,14 +118,20 @@ def with_memory(select_BC: Tensor, item_BC: Tensor, guide: Guide, share: float) 
     return torch.where((whole_B1 > 0) & (item_BC >= 0), mixed_BC, log_prob_BC)
 
 
-def mix_scores(log_prob_BC: Tensor, select_BC: Tensor | None, mix: float) -> Tensor:
-    """(B, C) final scores as log-probabilities over the candidates; padding stays -inf."""
+def mix_scores(log_prob_BC: Tensor, select_BC: Tensor | None, mix: float, bonus_BC: Tensor | None = None) -> Tensor:
+    """(B, C) final scores as log-probabilities over the candidates; padding stays -inf.
+
+    Args:
+        bonus_BC: what is added to the joined scores.
+    """
     if select_BC is None:
         scores = log_prob_BC
     else:
         # one scale for both: log-softmax over the candidates shifts a request's scores by a constant only
         scores = mix * torch.log_softmax(log_prob_BC, dim=-1) + (1 - mix) * torch.log_softmax(select_BC, dim=-1)
         scores = torch.where(torch.isinf(log_prob_BC), float("-inf"), scores)
+    if bonus_BC is not None:
+        scores = scores + bonus_BC
     empty = torch.isinf(scores).all(-1, keepdim=True)
     return torch.where(empty, scores, torch.log_softmax(torch.where(empty, 0.0, scores), dim=-1))
 

@@ -54,6 +54,7 @@ class RankloomSystem:
         out = np.full((len(cases), k), -1, dtype=np.int32)
         size = 64
         offsets = torch.from_numpy(own.offsets)
+        seconds = torch.from_numpy(own.timestamp / 1e6) if own.has_clock else None
         for begin in track(range(0, len(cases), size), self.name, unit="batches", quiet=self.quiet):
             part = slice(begin, begin + size)
             row = torch.from_numpy(cases.row[part])
@@ -62,6 +63,7 @@ class RankloomSystem:
                 table, offsets[user], row, k=k, beam=max(k, self.beam or self.model.config.decoding.beam),
                 excluded=_seen_rows(own, cases, part) if mask_seen else None,
                 queries_at=row, user=user, surface=table.surface[row], weights=self.weights,
+                when=None if seconds is None else seconds[row],
             )  # fmt: skip
             found = ranking.item_BK.numpy()
             out[part] = np.where(found >= 0, self.shop_item_of_row[np.maximum(found, 0)], -1)

@@ -1,13 +1,16 @@
-"""What the model knows of an item: its semantic ID, its content vector, and a learned vector if it was in training.
+"""What the model knows of an item: its semantic ID, its content vector, its attributes, and a learned vector if training
+saw it taken.
 
 The vector z_i = LayerNorm-free sum of
-    a learned vector of the item (zero for items that came after training, and hidden from a random share of items in
-    every training step, so that the other two must be able to stand alone),
+    a learned vector of the item, trusted as far as it was learned: scaled by n / (n + k) for an item taken n times in
+    training (zero for one that nobody took), and hidden from a random share of items in every training step, so that the
+    others must be able to stand alone,
     a projection of the frozen content vector (text, aligned vector, own vectors),
-    one learned vector per code of the semantic ID.
+    one learned vector per code of the semantic ID,
+    one learned vector per attribute (attributes.py).
 The same z feeds the context pathway and scores candidates in the selection head.
 
-Shapes: I catalogue size, Q levels, D width of z, C content width.
+Shapes: I catalogue size, Q levels, D width of z, C content width, F attribute tokens.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from rankloom.models.attributes import N_ATTRIBUTES
 
 
 class ItemEncoder(nn.Module):
@@ -28,10 +33,16 @@ class ItemEncoder(nn.Module):
         content_IC: frozen content vectors of the whole catalogue.
         codebook_sizes: codes per level.
         item_dropout: share of learned vectors hidden in a training step.
+        trust_I: (n_trained,) in [0, 1], how far the learned vector of each counts (`trust`); None is 1 for all.
+        attributes_IF: (I, F) tokens of `item_attributes`, or None.
+        created_I: (I,) float64 seconds when each item was listed, NaN unknown; None is all unknown.
     """
 
     codes_IQ: Tensor
     content_IC: Tensor
+    created_I: Tensor
+    trust_I: Tensor
+    attributes_IF: Tensor | None
 
     def __init__(
         self,
@@ -44,6 +55,9 @@ class ItemEncoder(nn.Module):
         learned: bool = True,
         item_dropout: float = 0.0,
         dropout: float = 0.0,
+        trust_I: Tensor | None = None,
+        attributes_IF: Tensor | None = None,
+        created_I: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.dim = dim
@@ -56,9 +70,13 @@ class ItemEncoder(nn.Module):
         self.codes = nn.ModuleList(nn.Embedding(size, dim) for size in codebook_sizes)
         for table in self.codes:
             nn.init.normal_(table.weight, std=0.02)  # type: ignore[arg-type]
+        self.attributes = nn.Embedding(N_ATTRIBUTES, dim) if attributes_IF is not None else None
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("codes_IQ", codes_IQ.long(), persistent=False)
         self.register_buffer("content_IC", content_IC.float(), persistent=False)
+        self.register_buffer("attributes_IF", attributes_IF, persistent=False)
+        self.register_buffer("created_I", _known_or_nan(created_I, len(codes_IQ)), persistent=False)
+        self.register_buffer("trust_I", torch.ones(n_trained) if trust_I is None else trust_I.float())
 
     @property
     def n_items(self) -> int:
@@ -77,14 +95,38 @@ class ItemEncoder(nn.Module):
         codes = self.codes_IQ[rows]
         for level, table in enumerate(self.codes):
             z = z + table(codes[..., level])
+        if self.attributes is not None and self.attributes_IF is not None:
+            tokens = self.attributes_IF[rows]
+            z = z + (self.attributes(tokens) * (tokens > 0)[..., None].to(z.dtype)).sum(-2)
         if self.learned is not None:
-            known = rows < self.n_trained
+            own = rows.clamp_max(self.n_trained - 1)
+            trust = self.trust_I[own] * (rows < self.n_trained)
             if keep is not None:
-                known = known & keep[rows.clamp_max(self.n_trained - 1)]
-            z = z + self.learned(rows.clamp_max(self.n_trained - 1)) * known[..., None].to(z.dtype)
+                trust = trust * keep[own]
+            z = z + self.learned(own) * trust[..., None].to(z.dtype)
         return self.dropout(z)  # type: ignore[no-any-return]
 
-    def replace_catalogue(self, codes_IQ: Tensor, content_IC: Tensor) -> None:
+    def replace_catalogue(
+        self,
+        codes_IQ: Tensor,
+        content_IC: Tensor,
+        *,
+        attributes_IF: Tensor | None = None,
+        created_I: Tensor | None = None,
+    ) -> None:
         """Swaps in a catalogue whose first `n_trained` rows are the trained ones (items were added or removed)."""
-        self.codes_IQ = codes_IQ.long().to(self.codes_IQ.device)
-        self.content_IC = content_IC.float().to(self.content_IC.device)
+        device = self.codes_IQ.device
+        self.codes_IQ = codes_IQ.long().to(device)
+        self.content_IC = content_IC.float().to(device)
+        self.attributes_IF = None if attributes_IF is None else attributes_IF.to(device)
+        self.created_I = _known_or_nan(created_I, len(codes_IQ)).to(device)
+
+
+def trust(counts_I: Tensor, prior: float) -> Tensor:
+    """(I,) n / (n + prior) for items taken n times in training: a vector learned from little says little."""
+    counts = counts_I.float()
+    return torch.where(counts > 0, counts / (counts + prior), 0.0)
+
+
+def _known_or_nan(created_I: Tensor | None, n_items: int) -> Tensor:
+    return torch.full((n_items,), float("nan"), dtype=torch.float64) if created_I is None else created_I.double()

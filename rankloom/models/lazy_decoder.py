@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from rankloom.config import Config, ModelConfig
 from rankloom.data.schema import SURFACES
+from rankloom.models.age import AgeHead, age_bucket
 from rankloom.models.context import ContextBatch, ContextKV, ContextProcessor, visibility
 from rankloom.models.items import ItemEncoder
 from rankloom.models.layers import (
@@ -33,6 +34,7 @@ from rankloom.models.layers import (
     RMSNorm,
     SuffixSelfAttention,
 )
+from rankloom.models.pool import HistoryPool
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Prefix:
     rank_B1N: Tensor
     visible_B1N: Tensor
     surface_B: Tensor
+    pool_BD: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -91,7 +94,13 @@ class LazyDecoder(nn.Module):
     """The whole model. Build it with `LazyDecoder.from_config`."""
 
     def __init__(
-        self, config: ModelConfig, *, items: ItemEncoder, codebook_sizes: Sequence[int], text_dim: int
+        self,
+        config: ModelConfig,
+        *,
+        items: ItemEncoder,
+        codebook_sizes: Sequence[int],
+        text_dim: int,
+        dated: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -108,6 +117,9 @@ class LazyDecoder(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(dim, size, bias=False) for size in self.codebook_sizes)
         self.select_norm = RMSNorm(dim)
         self.select = nn.Linear(dim, items.dim, bias=False)
+        self.age = AgeHead(items.dim) if dated else None
+        self.pool = HistoryPool(items.dim, max_history=config.max_history) if config.history_pool else None
+        self.pool_in = nn.Linear(items.dim, dim, bias=False) if config.history_pool else None
         self.dropout = nn.Dropout(config.dropout)
         self._init_weights()
 
@@ -121,18 +133,30 @@ class LazyDecoder(nn.Module):
         codebook_sizes: Sequence[int],
         n_trained: int,
         text_dim: int,
+        dated: bool = False,
+        trust_I: Tensor | None = None,
+        attributes_IF: Tensor | None = None,
+        created_I: Tensor | None = None,
     ) -> LazyDecoder:
-        """The model for a catalogue: `codes_IQ` (I, Q) semantic IDs, `content_IC` (I, C) content vectors."""
+        """The model for a catalogue: `codes_IQ` (I, Q) semantic IDs, `content_IC` (I, C) content vectors.
+
+        Args:
+            dated: the selection head knows how old items are.
+            trust_I, attributes_IF, created_I: see `ItemEncoder`.
+        """
         items = ItemEncoder(
-            dim=config.model.d_model,
+            dim=config.model.item_dim or config.model.d_model,
             n_trained=n_trained,
             codes_IQ=codes_IQ,
             content_IC=content_IC,
             codebook_sizes=codebook_sizes,
             learned=config.model.item_embedding,
             item_dropout=config.model.item_dropout,
+            trust_I=trust_I,
+            attributes_IF=attributes_IF if config.model.item_attributes else None,
+            created_I=created_I,
         )
-        return cls(config.model, items=items, codebook_sizes=codebook_sizes, text_dim=text_dim)
+        return cls(config.model, items=items, codebook_sizes=codebook_sizes, text_dim=text_dim, dated=dated)
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -169,8 +193,8 @@ class LazyDecoder(nn.Module):
         surface_BT: Tensor,
         *,
         keep: Tensor | None = None,
-    ) -> Tensor:
-        """Hidden states of all targets, teacher forced.
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states and user states of all targets, teacher forced.
 
         Args:
             batch: sequences; the target at place t sees what `visibility` allows.
@@ -180,14 +204,17 @@ class LazyDecoder(nn.Module):
             keep: which learned item vectors may be used (`ItemEncoder.keep_mask`).
 
         Returns:
-            (M, Q, D): row 0 of the second axis is BOS, which predicts the first code.
+            (M, Q, D): row 0 of the second axis is BOS, which predicts the first code; (M, D_item): what selection asks with.
         """
-        kv = self.context(batch, self.items(batch.item_BT, keep))
+        vectors = self.items(batch.item_BT, keep)
+        kv = self.context(batch, vectors)
         batch_size, places = target_BT.shape
         place_BT = torch.arange(places, device=target_BT.device).expand(batch_size, places)
         rank, visible = visibility(kv, place_BT, self.config.max_history)
         row, place = target_BT.nonzero(as_tuple=True)
-        h_MLD = self._embed(codes_MQ[:, :-1], surface_BT[row, place])
+        pool_BTD = self._pool(batch, vectors, place_BT)
+        pool_MD = None if pool_BTD is None else pool_BTD[row, place]
+        h_MLD = self._embed(codes_MQ[:, :-1], surface_BT[row, place], pool_MD)
         n_codes = h_MLD.shape[1]
         for block in self.lazy_blocks():
             normed = block.cross_norm(h_MLD)
@@ -197,31 +224,46 @@ class LazyDecoder(nn.Module):
             h_MLD = h_MLD + block.dropout(crossed)
             h_MLD = h_MLD + block.dropout(block.self_attention(block.self_norm(h_MLD)))
             h_MLD = h_MLD + block.dropout(block.ffn(block.ffn_norm(h_MLD)))
-        return h_MLD
+        return h_MLD, self.user_state(h_MLD[:, 0], pool_MD)
 
     def code_logits(self, h_MLD: Tensor, level: int) -> Tensor:
         """(M, K_level) logits of the code at `level` from the hidden states of `forward`."""
         return self.heads[level](self.head_norms[level](h_MLD[:, level]))  # type: ignore[no-any-return]
 
-    def user_state(self, h_BOS: Tensor) -> Tensor:
-        """(..., D_item) query vector of the selection head from the final hidden state of BOS."""
-        return self.select(self.select_norm(h_BOS))  # type: ignore[no-any-return]
+    def user_state(self, h_BOS: Tensor, pool: Tensor | None = None) -> Tensor:
+        """(..., D_item) query vector of the selection head from the final hidden state of BOS and the history's pool."""
+        state: Tensor = self.select(self.select_norm(h_BOS))
+        return self.dropout(state if pool is None else state + pool)  # type: ignore[no-any-return]
 
-    def _embed(self, codes_MP: Tensor, surface_M: Tensor) -> Tensor:
-        start = self.bos + self.surface(surface_M)
-        parts = [start[:, None]]
+    def _pool(self, batch: ContextBatch, vectors: Tensor, place_BT: Tensor) -> Tensor | None:
+        if self.pool is None:
+            return None
+        queries = None if batch.query_BQD is None else self.items.content(batch.query_BQD.to(vectors.dtype))
+        pool: Tensor = self.pool(batch, vectors, place_BT, queries)
+        return pool
+
+    def _embed(self, codes_MP: Tensor, surface_M: Tensor, pool_MD: Tensor | None) -> Tensor:
+        parts = [self._start(surface_M, pool_MD)[:, None]]
         parts += [self.code_inputs[level](codes_MP[:, level])[:, None] for level in range(codes_MP.shape[1])]
         return self.dropout(torch.cat(parts, dim=1))  # type: ignore[no-any-return]
+
+    def _start(self, surface_M: Tensor, pool_MD: Tensor | None) -> Tensor:
+        start: Tensor = self.bos + self.surface(surface_M)
+        if self.pool_in is not None and pool_MD is not None:
+            start = start + self.pool_in(pool_MD)
+        return start
 
     # -- decoding: the context once, then code by code -------------------------------------------------------------
 
     def prefill(self, batch: ContextBatch, surface_B: Tensor | None = None) -> Prefix:
         """Computes the context of B requests; the one target of each comes right after its history."""
-        kv = self.context(batch, self.items(batch.item_BT))
+        vectors = self.items(batch.item_BT)
+        kv = self.context(batch, vectors)
         rank, visible = visibility(kv, batch.length_B[:, None], self.config.max_history)
+        pool = self._pool(batch, vectors, batch.length_B[:, None])
         if surface_B is None:
             surface_B = torch.zeros(batch.batch_size, dtype=torch.long, device=batch.item_BT.device)
-        return Prefix(kv, rank, visible, surface_B)
+        return Prefix(kv, rank, visible, surface_B, None if pool is None else pool[:, 0])
 
     def step(
         self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: SuffixCache | None
@@ -236,14 +278,14 @@ class LazyDecoder(nn.Module):
     def start(self, prefix: Prefix) -> tuple[Tensor, Tensor, SuffixCache]:
         """Level 0 with the user's state: ((B, 1, K_0) logits, (B, D_item) selection query, cache)."""
         h_B1D, cache = self._advance(prefix, 0, None, None)
-        return self.heads[0](self.head_norms[0](h_B1D)), self.user_state(h_B1D[:, 0]), cache
+        return self.heads[0](self.head_norms[0](h_B1D)), self.user_state(h_B1D[:, 0], prefix.pool_BD), cache
 
     def _advance(
         self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: SuffixCache | None
     ) -> tuple[Tensor, SuffixCache]:
         batch = prefix.batch_size
         if codes_BW is None:
-            h_BWD = (self.bos + self.surface(prefix.surface_B))[:, None]
+            h_BWD = self._start(prefix.surface_B, prefix.pool_BD)[:, None]
         else:
             h_BWD = self.code_inputs[level - 1](codes_BW)
         n_beams = h_BWD.shape[1]
@@ -281,7 +323,8 @@ class LazyDecoder(nn.Module):
         batch, n_sids = prefix.batch_size, len(codes_NQ)
         surface = prefix.surface_B[:, None].expand(batch, n_sids).reshape(-1)
         codes = codes_NQ[None].expand(batch, -1, -1).reshape(batch * n_sids, -1)
-        h_MLD = self._embed(codes[:, :-1], surface)
+        pool = None if prefix.pool_BD is None else prefix.pool_BD.repeat_interleave(n_sids, dim=0)
+        h_MLD = self._embed(codes[:, :-1], surface, pool)
         n_codes = h_MLD.shape[1]
         for block in self.lazy_blocks():
             grid = block.cross_norm(h_MLD).view(batch, 1, n_sids * n_codes, -1)
@@ -301,7 +344,32 @@ class LazyDecoder(nn.Module):
             total = total + log_probs.gather(-1, codes[:, level : level + 1])[:, 0]
         return total.view(batch, n_sids)
 
-    def select_scores(self, user_BD: Tensor, item_BC: Tensor) -> Tensor:
-        """(B, C) selection scores of candidate items (negative rows are padding and score -inf)."""
-        scores: Tensor = (self.items(item_BC) @ user_BD[:, :, None])[..., 0]
+    def select_scores(
+        self, user_BD: Tensor, item_BC: Tensor, when_B: Tensor | None = None, *, keep: Tensor | None = None
+    ) -> Tensor:
+        """(B, C) selection scores of candidate items (negative rows are padding and score -inf).
+
+        Args:
+            when_B: seconds of each request, for the age of the items; None takes no account of it.
+        """
+        vectors = self.items(item_BC, keep)
+        scores: Tensor = (vectors @ user_BD[:, :, None])[..., 0]
+        if self.age is not None and when_B is not None:
+            bucket = age_bucket(when_B[:, None], self.items.created_I[item_BC.clamp_min(0)])
+            scores = scores + self.age(user_BD, vectors, bucket)
         return scores.masked_fill(item_BC < 0, float("-inf"))
+
+    def catalogue_scores(
+        self, user_MD: Tensor, rows_N: Tensor, age_MN: Tensor | None = None, *, keep: Tensor | None = None
+    ) -> Tensor:
+        """(M, N) float32 selection scores of the same items for all users.
+
+        Args:
+            age_MN: age buckets of the items for each user; None takes no account of it.
+            keep: as in `forward`.
+        """
+        vectors = self.items(rows_N, keep)
+        scores: Tensor = (user_MD @ vectors.T).float()
+        if self.age is not None and age_MN is not None:
+            scores = scores + self.age(user_MD, vectors, age_MN)
+        return scores

@@ -10,7 +10,7 @@ bucket and eight more; a new item takes the next place, and shares the last one 
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import polars as pl
@@ -104,6 +104,20 @@ class Tokenizer:
         vectors = self.embedder.embed(texts)
         missing = self.content.shape[1] - vectors.shape[1]
         return np.pad(vectors, ((0, 0), (0, missing))) if missing else vectors
+
+    def query_vectors(self, texts: list[str], kind: Literal["aligned", "both"]) -> FloatArray:
+        """(N, C) free text as the model reads the text of items: in the space of `model_content`."""
+        content = self.embed_texts(texts)
+        return self._read(content, content if self.aligner is None else self.aligner.transform(content), kind)
+
+    def model_content(self, kind: Literal["aligned", "both"]) -> FloatArray:
+        """(I, A) or (I, D + A) what the model reads of the catalogue beside its codes: aligned vectors, or content too."""
+        return self._read(self.content, self.aligned, kind)
+
+    def _read(self, content: FloatArray, aligned: FloatArray, kind: Literal["aligned", "both"]) -> FloatArray:
+        if kind == "aligned" or self.aligner is None:
+            return aligned
+        return np.concatenate([content, aligned], axis=1)
 
     def assign(self, items: pl.DataFrame) -> tuple[FloatArray, FloatArray, CodeArray]:
         """(content, aligned, codes) of new items from the frozen parts; with `dedup` they take the next free code."""

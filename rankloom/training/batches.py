@@ -29,12 +29,14 @@ class TrainingBatch:
         target_BT: (B, T) which places are predicted.
         item_M: (M,) catalogue rows of the targets, row-major.
         surface_BT: (B, T) where each place was shown.
+        when_M: (M,) float64 seconds of the targets, None for logs without a clock.
     """
 
     context: ContextBatch
     target_BT: Tensor
     item_M: Tensor
     surface_BT: Tensor
+    when_M: Tensor | None = None
 
 
 class SequenceBatches:
@@ -67,6 +69,7 @@ class SequenceBatches:
         self.is_target = torch.from_numpy(trained)
         self.windows = _windows(sequences, max_history, supervise=supervise)
         self.time = sequences.timestamp
+        self.seconds = torch.from_numpy(sequences.timestamp / 1e6) if sequences.has_clock else None
         self.n_targets = int(self.windows.n_targets.sum())
         # a small log is cut into at least some thirty batches, or an epoch would be a handful of steps
         self.batch_tokens = min(batch_tokens, max(32, int((self.windows.stop - self.windows.start).sum()) // 30))
@@ -111,7 +114,9 @@ class SequenceBatches:
         real = index < stop[:, None]
         index = index.clamp_max(len(self.table.item) - 1)
         target = real & (index >= first_target[:, None]) & self.is_target[index]
-        return TrainingBatch(context, target, self.table.item[index[target]], context.surface_BT)
+        chosen_M = index[target]
+        when_M = None if self.seconds is None else self.seconds[chosen_M]
+        return TrainingBatch(context, target, self.table.item[chosen_M], context.surface_BT, when_M)
 
 
 @dataclass(frozen=True)

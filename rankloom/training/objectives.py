@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rankloom.config import Config
+from rankloom.models.age import AgeIndex, age_bucket
 from rankloom.models.lazy_decoder import LazyDecoder
 from rankloom.semantic.trie import Trie
 from rankloom.training.batches import TrainingBatch
@@ -38,11 +39,16 @@ class TrieSoftmax:
     """Cross-entropy of a code among the legal continuations of its prefix, for the items of one catalogue.
 
     Only legal codes are gathered (CSR), so the cost is the fan-out of the prefixes, not the codebook.
+
+    Args:
+        rows: the items whose codes are legal; None is all. Items that nobody took in training teach nothing but that
+            nobody took them: left in, they are learned to be wrong answers, and new items with them.
     """
 
-    def __init__(self, codes_IQ: Tensor, codebook_sizes: Sequence[int]) -> None:
-        self.trie = Trie.build(codes_IQ.cpu().numpy(), codebook_sizes)
-        leaf_I = self.trie.leaf_of_item(len(codes_IQ))
+    def __init__(self, codes_IQ: Tensor, codebook_sizes: Sequence[int], *, rows: Tensor | None = None) -> None:
+        own = None if rows is None else rows.cpu().numpy()
+        self.trie = Trie.build(codes_IQ.cpu().numpy(), codebook_sizes, rows=own)
+        leaf_I = self.trie.leaf_of_item(len(codes_IQ)).clamp_min(0)
         root = torch.zeros(len(codes_IQ), dtype=torch.long)
         self.node_I = [root, *(ancestor[leaf_I] for ancestor in self.trie.ancestors())]
 
@@ -69,7 +75,13 @@ class TrieSoftmax:
 
 
 def code_losses(
-    softmax: TrieSoftmax | None, logits_MK: Tensor, level: int, item_M: Tensor, code_M: Tensor, *, smoothing: float = 0.0
+    softmax: TrieSoftmax | None,
+    logits_MK: Tensor,
+    level: int,
+    item_M: Tensor,
+    code_M: Tensor,
+    *,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """(M,) cross-entropies of the code at a level, over the trie's continuations or (None) the whole codebook."""
     if softmax is not None:
@@ -81,47 +93,90 @@ class NextItem:
     """Generation and selection together.
 
     Args:
-        item_counts: (I,) training frequency of each item, for the log-Q correction of sampled negatives.
+        item_counts: (I,) training frequency of each item: those without any are not among the answers that selection
+            is asked to choose from, and sampled negatives are corrected by it (log-Q).
         softmax: normalise codes over this trie; None is the whole codebook.
+        when_E: seconds of the training targets, for `training.recency_days`.
     """
 
-    def __init__(self, config: Config, item_counts: Tensor, softmax: TrieSoftmax | None = None) -> None:
+    def __init__(
+        self, config: Config, item_counts: Tensor, softmax: TrieSoftmax | None = None, when_E: Tensor | None = None
+    ) -> None:
         self.config = config
         self.softmax = softmax
         self.item_counts = item_counts.float()
         share = (self.item_counts + 1.0) / (self.item_counts + 1.0).sum()
         self.log_q = share.log()
+        self.recency: tuple[float, float] | None = None
+        if when_E is not None and config.training.recency_days is not None and len(when_E):
+            end = float(when_E.max())
+            mean = torch.exp2((when_E - end) / (86_400 * config.training.recency_days)).mean()
+            self.recency = (end, float(mean))
+        self._rows: Tensor | None = None
 
     def forward(self, model: LazyDecoder, batch: TrainingBatch, generator: torch.Generator) -> Losses:
         keep = model.items.keep_mask(generator)
         codes_MQ = model.items.codes_IQ[batch.item_M]
-        hidden = model(batch.context, batch.target_BT, codes_MQ, batch.surface_BT, keep=keep)
+        hidden, user = model(batch.context, batch.target_BT, codes_MQ, batch.surface_BT, keep=keep)
         generation = hidden.new_zeros(())
+        weight_M = self._recency(batch.when_M)
         for level in range(len(model.codebook_sizes)):
             losses = code_losses(
                 self.softmax, model.code_logits(hidden, level), level, batch.item_M, codes_MQ[:, level],
                 smoothing=self.config.training.label_smoothing,
             )  # fmt: skip
-            generation = generation + losses.mean()
+            generation = generation + (losses.mean() if weight_M is None else (losses * weight_M).mean())
         generation = generation / len(model.codebook_sizes)
         selection = hidden.new_zeros(())
         if self.config.selection.enabled:
-            user = model.user_state(hidden[:, 0])
-            selection = self._selection(model, user, batch.item_M, keep, generator)
+            selection = self._selection(model, user, batch, keep, generator)
         total = generation + self.config.selection.loss_weight * selection
         return Losses(total, generation.detach(), selection.detach(), len(batch.item_M))
 
     def _selection(
-        self, model: LazyDecoder, user_MD: Tensor, item_M: Tensor, keep: Tensor | None, generator: torch.Generator
+        self,
+        model: LazyDecoder,
+        user_MD: Tensor,
+        batch: TrainingBatch,
+        keep: Tensor | None,
+        generator: torch.Generator,
     ) -> Tensor:
-        n_items = len(self.item_counts)
-        if n_items <= self.config.selection.full_softmax_limit:
-            catalogue = model.items(torch.arange(n_items, device=item_M.device), keep)
-            return F.cross_entropy((user_MD @ catalogue.T).float(), item_M)
+        item_M = batch.item_M
+        when_M = batch.when_M if model.age is not None else None
+        if len(self._answers(model)) <= self.config.selection.full_softmax_limit:
+            ages = None if when_M is None else self._ages.buckets(when_M)
+            scores = model.catalogue_scores(user_MD, self._answers(model), ages, keep=keep)
+            return self._mean(F.cross_entropy(scores, self._place_I[item_M], reduction="none"), batch)
         weights = (self.item_counts + 1.0).to(item_M.device)
+        weights = torch.where(self.item_counts.to(item_M.device) > 0, weights, 0.0)
         sampled = torch.multinomial(weights, self.config.selection.n_negatives, replacement=True, generator=generator)
         log_q = self.log_q.to(item_M.device)
-        negative = (user_MD @ model.items(sampled, keep).T).float() - log_q[sampled]
+        ages = None if when_M is None else age_bucket(when_M[:, None], model.items.created_I[sampled])
+        negative = model.catalogue_scores(user_MD, sampled, ages, keep=keep) - log_q[sampled]
         negative = negative.masked_fill(sampled[None] == item_M[:, None], float("-inf"))
-        positive = (user_MD * model.items(item_M, keep)).sum(-1).float() - log_q[item_M]
-        return F.cross_entropy(torch.cat([positive[:, None], negative], dim=1), torch.zeros_like(item_M))
+        positive = model.select_scores(user_MD, item_M[:, None], when_M, keep=keep)[:, 0].float() - log_q[item_M]
+        scores = torch.cat([positive[:, None], negative], dim=1)
+        return self._mean(F.cross_entropy(scores, torch.zeros_like(item_M), reduction="none"), batch)
+
+    def _mean(self, losses_M: Tensor, batch: TrainingBatch) -> Tensor:
+        weight_M = self._recency(batch.when_M)
+        return losses_M.mean() if weight_M is None else (losses_M * weight_M).mean()
+
+    def _recency(self, when_M: Tensor | None) -> Tensor | None:
+        """(M,) weights of the targets, 1 on average over the training period."""
+        days = self.config.training.recency_days
+        if days is None or when_M is None or self.recency is None:
+            return None
+        end, mean = self.recency
+        return (torch.exp2((when_M - end) / (86_400 * days)) / mean).float()
+
+    def _answers(self, model: LazyDecoder) -> Tensor:
+        """The items that selection chooses from in training, in order of birth."""
+        if self._rows is None:
+            created_I = model.items.created_I
+            rows = torch.nonzero(self.item_counts.to(created_I.device) > 0)[:, 0]
+            self._rows = rows[torch.argsort(created_I[rows], stable=True)]
+            self._ages = AgeIndex(created_I[self._rows])
+            self._place_I = torch.zeros(len(created_I), dtype=torch.long, device=created_I.device)
+            self._place_I[self._rows] = torch.arange(len(rows), device=created_I.device)
+        return self._rows

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rankloom.data.sequences import VALID, Sequences
+from rankloom.models.age import AgeIndex
 from rankloom.models.lazy_decoder import LazyDecoder, Prefix
 from rankloom.training.features import FeatureTable
 from rankloom.training.objectives import TrieSoftmax, code_losses
@@ -51,6 +52,7 @@ class Validation:
         self.start = torch.maximum(begin, self.row - max_history)
         self.begin = begin
         self.table = table
+        self.when = torch.from_numpy(sequences.timestamp / 1e6)[self.row] if sequences.has_clock else None
         self.mask_seen = mask_seen
         self.softmax = softmax
         self.batch_size = batch_size
@@ -73,7 +75,7 @@ class Validation:
             "valid_recall@10": 0.0,
             "valid_ndcg@10": 0.0,
         }
-        catalogue = model.items(self.candidates)
+        ages = AgeIndex(model.items.created_I[self.candidates])
         for begin in range(0, len(self.row), self.batch_size):
             part = slice(begin, begin + self.batch_size)
             prefix = model.prefill(
@@ -82,8 +84,9 @@ class Validation:
             )
             target = self.target[part]
             generation, user = self._teacher_forced(model, prefix, target)
-            scores = (user @ catalogue.T).float()
-            own = model.select_scores(user, target[:, None])[:, 0].float()
+            when = None if self.when is None else self.when[part]
+            scores = model.catalogue_scores(user, self.candidates, None if when is None else ages.buckets(when))
+            own = model.select_scores(user, target[:, None], when)[:, 0].float()
             if self.mask_seen:
                 scores = self._mask(scores, part, target)
             rank = (scores > own[:, None]).sum(1)

@@ -117,7 +117,7 @@ def test_the_context_has_exactly_the_shared_keys_and_values(l_kv: int, s_kv: int
 
 @torch.no_grad()
 def test_a_block_is_cross_attention_then_self_attention_then_ffn_each_normed_before_and_added() -> None:
-    model = small_model(n_layers=1)
+    model = small_model(n_layers=1, history_pool=False)
     block = model.lazy_blocks()[0]
     calls: list[str] = []
     seen: dict[str, torch.Tensor] = {}
@@ -131,7 +131,7 @@ def test_a_block_is_cross_attention_then_self_attention_then_ffn_each_normed_bef
     target = torch.zeros(1, 4, dtype=torch.bool)
     target[0, 3] = True
     codes = torch.tensor([[1, 2, 3]])
-    out = model(batch, target, codes, torch.zeros_like(batch.item_BT))
+    out, _ = model(batch, target, codes, torch.zeros_like(batch.item_BT))
     assert calls == ["cross_norm", "cross", "self_norm", "self_attention", "ffn_norm", "ffn"]
     start = seen["cross_norm in"]
     # BOS (with its surface) and the codes before the last
@@ -283,7 +283,7 @@ def test_the_loss_is_the_mean_over_codes() -> None:
     training = TrainingBatch(batch, target, item, torch.zeros_like(batch.item_BT))
     losses = NextItem(config, torch.ones(60)).forward(model, training, torch.Generator())
     codes = model.items.codes_IQ[item]
-    hidden = model(batch, target, codes, training.surface_BT)
+    hidden, _ = model(batch, target, codes, training.surface_BT)
     by_hand = [F.cross_entropy(model.code_logits(hidden, level), codes[:, level]) for level in range(3)]
     torch.testing.assert_close(losses.generation, sum(by_hand).detach() / 3)
     assert losses.total == losses.generation
@@ -297,11 +297,11 @@ def test_logits_of_a_code_do_not_depend_on_it_or_later_ones() -> None:
     target[0, 3] = True
     surface = torch.zeros_like(batch.item_BT)
     codes = torch.tensor([[1, 2, 3]])
-    base = model(batch, target, codes, surface)
+    base, _ = model(batch, target, codes, surface)
     for changed_code in range(3):
         other = codes.clone()
         other[0, changed_code] = 0
-        hidden = model(batch, target, other, surface)
+        hidden, _ = model(batch, target, other, surface)
         for level in range(3):
             same = torch.equal(model.code_logits(base, level), model.code_logits(hidden, level))
             assert same == (level <= changed_code)
@@ -314,9 +314,9 @@ def test_a_target_sees_only_what_came_before_it() -> None:
     target = torch.ones(1, 6, dtype=torch.bool)
     codes = model.items.codes_IQ[batch.item_BT[0]]
     surface = torch.zeros_like(batch.item_BT)
-    base = model(batch, target, codes, surface)
+    base, _ = model(batch, target, codes, surface)
     batch.item_BT[0, 4] = (batch.item_BT[0, 4] + 1) % 60
-    moved = model(batch, target, codes, surface)
+    moved, _ = model(batch, target, codes, surface)
     same = [torch.equal(base[place], moved[place]) for place in range(6)]
     assert same == [True] * 5 + [False]
 
@@ -326,7 +326,7 @@ def test_training_on_every_position_equals_asking_one_by_one() -> None:
     model = small_model(l_kv=2, s_kv=2, g_kv=1)
     batch = context([6])
     codes = model.items.codes_IQ[batch.item_BT[0]]
-    hidden = model(batch, torch.ones(1, 6, dtype=torch.bool), codes, torch.zeros_like(batch.item_BT))
+    hidden, _ = model(batch, torch.ones(1, 6, dtype=torch.bool), codes, torch.zeros_like(batch.item_BT))
     for place in range(6):
         names = ("item_BT", "kind_BT", "watch_BT", "gap_BT", "surface_BT", "position_BT")
         cut = ContextBatch(
