@@ -34,7 +34,7 @@ from rankloom.serving.describe import describe_prefixes, example_filters
 from rankloom.serving.http import CSP
 from rankloom.serving.http import problem as _problem
 from rankloom.serving.metrics import Metrics
-from rankloom.serving.state import EventStore, StoredEvent
+from rankloom.serving.state import StoredEvent, open_store
 
 _HERE = Path(__file__).parent
 _MAX_BODY: Final = 2_000_000
@@ -121,7 +121,7 @@ class Items(_Body):
 def create_app(model: Rankloom, *, state_path: Path | None = None, api_key: str | None = None) -> FastAPI:
     """The application of one model. `state_path` None keeps events in memory only; `api_key` guards every `/v1` route."""
     app = FastAPI(title="Rankloom", version="0.1.0", docs_url=None, redoc_url=None)
-    store = EventStore(state_path)
+    store = open_store(state_path)
     lock = threading.Lock()
     metrics = Metrics()
     app.state.store = store
@@ -191,8 +191,9 @@ def create_app(model: Rankloom, *, state_path: Path | None = None, api_key: str 
     def history_of(user: str | None) -> list[HistoryEvent]:
         if user is None:
             return []
-        stored = [] if store.is_deleted(user) else model.history_of(user)
-        return [*stored, *store.history(user)]
+        person = store.people([user])[0]
+        stored = [] if person.deleted else model.history_of(user)
+        return [*stored, *(HistoryEvent(e.item_id, e.event, e.timestamp, e.watch_s, e.surface) for e in person.events)]
 
     def request_of(ask: Ask, *, search: bool) -> ModelRequest:
         if ask.history is not None:
@@ -200,7 +201,7 @@ def create_app(model: Rankloom, *, state_path: Path | None = None, api_key: str 
         else:
             history = history_of(ask.user_id)
         # a deleted person's static features are forgotten with the history
-        user = None if ask.user_id is not None and store.is_deleted(ask.user_id) else ask.user_id
+        user = None if ask.user_id is not None and store.people([ask.user_id])[0].deleted else ask.user_id
         return ModelRequest(
             user=user, history=tuple(history), k=ask.k, filter=ask.filter, exclude=tuple(ask.exclude), query=words_of(ask),
             surface="search" if search else "feed", explain=ask.explain, seen="allow" if search else "auto",

@@ -3,10 +3,7 @@ from __future__ import annotations
 import html
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ from rankloom.recommender import Rankloom
 from rankloom.serving.app import create_app
 from rankloom.serving.describe import example_filters
 from rankloom.serving.server import bind, run
-from rankloom.serving.state import EventStore, StoredEvent
 
 
 @pytest.fixture
@@ -284,25 +280,6 @@ def test_the_filters_that_the_page_offers_mean_something_here(client: TestClient
         trace = client.post("/v1/console/trace", json={"filter": text, "k": 3}).json()
         assert 0 < trace["funnel"]["passes the filter"] < trace["funnel"]["catalogue"]
         assert len(trace["items"]) == 3
-
-
-def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
-    path = tmp_path / "events.sqlite"
-    program = (
-        "import os, sys; from datetime import UTC, datetime; from pathlib import Path\n"
-        "from rankloom.serving.state import EventStore, StoredEvent\n"
-        f"store = EventStore(Path({str(path)!r}))\n"
-        "for n in range(40):\n"
-        "    store.append([StoredEvent(f'e{n}', 'u', f'i{n}', 'click', datetime.fromtimestamp(n, UTC))]); print(n, flush=True)\n"
-        "    if n == 25: os.kill(os.getpid(), 9)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    acknowledged = [int(line) for line in done.stdout.split()]
-    assert acknowledged[-1] == 25
-    store = EventStore(path)
-    assert [e.item_id for e in store.history("u")] == [f"i{n}" for n in acknowledged]
-    assert store.append([StoredEvent("e3", "u", "i3", "click", datetime.now(UTC))]) == [False]
-    store.close()
 
 
 def test_a_public_address_needs_a_key_and_a_port_must_be_free(
