@@ -12,21 +12,27 @@ from numpy.typing import NDArray
 
 from rankloom.bidding.bidders import load_bidder, save_bidder
 from rankloom.bidding.day import DayResult
-from rankloom.bidding.learned.base import prepare
-from rankloom.bidding.learned.pathwise import PathwiseController, train_pathwise
-from rankloom.bidding.population import build_population
+from rankloom.bidding.learned.pathwise import PathwiseController
 from rankloom.bidding.protocol import Controller
 from rankloom.bidding.replay import replay
 from rankloom.bidding.score import DEFAULT_GAMMA
 from rankloom.bidding.surrogate import read_log
 from rankloom.bidding.traces import MarketDay, load_traces
-from rankloom.bidding.training import Effort, Experience, Market, gather_experience, populate, rebuild_market
+from rankloom.bidding.training import (
+    Effort,
+    Experience,
+    Market,
+    gather_experience,
+    populate,
+    rebuild_market,
+    train_expert,
+)
 from rankloom.bidding.trajectories import read_trajectories
 from rankloom.files import atomic_folder
 
 _SHARED = (
     "state", "trajectories", "surrogate", "replay", "day", "score", "responses", "population", "curves", "controllers/mpc",
-    "learned/base", "learned/fitting", "learned/pathwise", "learned/transformer", "learned/decision_transformer",
+    "learned/base", "learned/outlook", "learned/fitting", "learned/pathwise", "learned/transformer", "learned/decision_transformer",
 )  # fmt: skip
 
 
@@ -75,16 +81,7 @@ class Bench:
         stamp = fingerprint(ROOT / source for source in sources())
         folder = self.bench.store.folder / f"expert-{stamp}-gamma{gamma:g}"
         if not folder.is_dir():
-            market = self.market()
-            first = prepare(build_population(market.curves, market.training_M, None, config=self.effort.population), gamma=gamma)
-            trained, _log = train_pathwise(
-                market.curves,
-                market.training_M,
-                first.normaliser,
-                fallback_target=first.fallback_target,
-                gamma=gamma,
-                config=self.effort.expert,
-            )
+            trained = train_expert(self.market(), gamma=gamma, effort=self.effort, quiet=True)
             for old in self.bench.store.folder.glob(f"expert-*-gamma{gamma:g}"):
                 shutil.rmtree(old)
             save_bidder(folder, trained)

@@ -35,7 +35,8 @@ from rankloom.bidding.learned.fitting import Checkpointing, FitConfig
 from rankloom.bidding.learned.gas import train_gas
 from rankloom.bidding.learned.gave import GaveConfig, train_gave
 from rankloom.bidding.learned.offline_rl import METHODS, Method, train_policy
-from rankloom.bidding.learned.pathwise import PathwiseController, train_pathwise
+from rankloom.bidding.learned.outlook import Outlook
+from rankloom.bidding.learned.pathwise import PathwiseController, Variation, train_pathwise
 from rankloom.bidding.population import GeometricMean, PopulationConfig, build_population
 from rankloom.bidding.protocol import (
     Campaigns,
@@ -55,6 +56,8 @@ from rankloom.files import sha256_file
 from rankloom.progress import track
 
 CONTROLLERS: Final = ("gave", "cbd", "dt", "dt-score", "iql", "cql", "td3-bc", "bc", "gas", "pathwise", "selector")
+WITH_OUTLOOK: Final = ("gave", "cbd", "pathwise")
+"""Learners that stand on MPC (`learned.outlook`); the others are baselines, trained as published."""
 Source = Literal["auto", "rebuilt", "log"]
 HOLD_OUT: Final = 5
 FIDELITY: Final = 0.7
@@ -85,11 +88,13 @@ class Experience:
     """What learners learn from.
 
     Attributes:
+        data: with the outlook that the learners of `WITH_OUTLOOK` have; plain: the same days without. Where a log alone is used nobody has one.
         market: None where the log alone is used. expert: None likewise.
     """
 
     trajectories: Trajectories
     data: TrainingSet
+    plain: TrainingSet
     market: Market | None
     expert: PathwiseController | None
 
@@ -202,22 +207,40 @@ def gather_experience(
             say(f"rebuilt {len(np.unique(market.curves.period_N))} periods, correlation of spend with the log {market.fidelity:.2f}")
     if market is None or source == "log":
         trajectories = logged.select(~out)
-        return Experience(trajectories, prepare(trajectories, gamma=gamma), None, None)
+        data = prepare(trajectories, gamma=gamma)
+        return Experience(trajectories, data, data, None, None)
     if expert is None:
-        first = build_population(market.curves, market.training_M, None, config=effort.population, seed=seed)
-        scored = prepare(first, gamma=gamma)
-        expert, _log = train_pathwise(
-            market.curves,
-            market.training_M,
-            scored.normaliser,
-            fallback_target=scored.fallback_target,
-            gamma=gamma,
-            config=effort.expert,
-            seed=seed,
-            checkpointing=checkpointing,
-            quiet=quiet,
-        )
+        expert = train_expert(market, gamma=gamma, effort=effort, seed=seed, checkpointing=checkpointing, quiet=quiet)
     return populate(market, expert, gamma=gamma, effort=effort, seed=seed)
+
+
+def train_expert(
+    market: Market,
+    *,
+    gamma: float = DEFAULT_GAMMA,
+    effort: Effort | None = None,
+    seed: int = 0,
+    checkpointing: Checkpointing | None = None,
+    quiet: bool = False,
+) -> PathwiseController:
+    """The pathwise policy on the market's training periods; normalisers and reader come from days of MPC, perturbed."""
+    effort = effort or Effort()
+    outlook = Outlook.of(market.prior, gamma=gamma)
+    config = replace(effort.population or PopulationConfig(), expert=1)
+    # another MPC than the outlook's: a bidder that plays draws its scenarios anew
+    days = build_population(market.curves, market.training_M, MPC(outlook.planner.config, market.prior), config=config, seed=seed)
+    expert, _log = train_pathwise(
+        market.curves,
+        market.training_M,
+        prepare(days, gamma=gamma, outlook=outlook),
+        gamma=gamma,
+        variation=Variation(),
+        config=effort.expert,
+        seed=seed,
+        checkpointing=checkpointing,
+        quiet=quiet,
+    )
+    return expert
 
 
 def populate(
@@ -229,7 +252,9 @@ def populate(
     place = {(int(p), int(s)): i for i, (p, s) in enumerate(zip(market.curves.period_N, market.curves.seat_N, strict=True))}
     index = np.array([place[int(p), int(s)] for p, s in zip(trajectories.period_N, trajectories.seat_N, strict=True)])
     best = market.curves.best_constants(index, trajectories.campaigns.budget_N, gamma)[1]
-    return Experience(trajectories, prepare(trajectories, gamma=gamma, best_score_N=best), market, expert)
+    data = prepare(trajectories, gamma=gamma, best_score_N=best, outlook=expert.outlook)
+    plain = prepare(trajectories, gamma=gamma, best_score_N=best)
+    return Experience(trajectories, data, plain, market, expert)
 
 
 def held_out_results(controller: Controller, market: Market, *, budget_ratio: float = 1.0, seed: int = 0) -> DayResult:
@@ -281,7 +306,7 @@ def learn(
         RankloomError: no learner is called so, or it needs rebuilt days and there are none.
     """
     effort = effort or Effort()
-    data, market = experience.data, experience.market
+    data, market = experience.data if controller in WITH_OUTLOOK else experience.plain, experience.market
     common: dict[str, Any] = {"seed": seed, "checkpointing": checkpointing, "quiet": quiet}
     config = effort.learner
     learned: SavedController

@@ -89,7 +89,28 @@ class MPC:
         p_mean, price, volume = rng.permuted(np.tile(levels_K, (3, N_TICKS, 1)), axis=2).swapaxes(1, 2)
         return p_mean, price, volume
 
+    def foresee(self, observation: Observation) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """The multiplier (N,) and what is foreseen at it: the figures of `Decision.details`, without a plan per tick."""
+        multiplier_N, details, _forecast, _cost_factor_N, _penalised_N = self._solve(observation)
+        return multiplier_N, details
+
     def decide(self, observation: Observation) -> Decision:
+        multiplier_N, details, forecast, cost_factor_N, penalised_N = self._solve(observation)
+        binding = tuple(
+            "budget" if early > 0.5 else ("cpa" if over > 0.25 else "none")
+            for early, over in zip(details["probability_budget_ends"], penalised_N, strict=True)
+        )
+        return Decision(
+            multiplier_N,
+            binding,
+            planned_spend_NR=self._planned(forecast, multiplier_N, cost_factor_N, observation.remaining_N),
+            details=details,
+        )
+
+    def _solve(
+        self, observation: Observation
+    ) -> tuple[FloatArray, dict[str, FloatArray], _Forecast, FloatArray, FloatArray]:
+        """Multiplier, figures, forecast, correction of the cost curve, and the chance of a penalty at 10% more."""
         config, campaigns, history = self.config, observation.campaigns, observation.history
         target_N = scale(observation)
         value_factor_N, cost_factor_N, errors = self._record(observation, target_N)
@@ -121,25 +142,17 @@ class MPC:
         mean_cost_NA, mean_value_NA = final_cost_NKA.mean(axis=1), final_value_NKA.mean(axis=1)
         ends_early_N = at((payable_NKA < 1.0).mean(axis=1), nearest_N)
         penalised_N = at((kept_NKA < 1.0).mean(axis=1), above_N)
-        binding = tuple(
-            "budget" if early > 0.5 else ("cpa" if over > 0.25 else "none")
-            for early, over in zip(ends_early_N, penalised_N, strict=True)
-        )
-        return Decision(
-            multiplier_N,
-            binding,
-            planned_spend_NR=self._planned(forecast, multiplier_N, cost_factor_N, observation.remaining_N),
-            details={
-                "predicted_score": at(score_NA, nearest_N),
-                "predicted_value": at(mean_value_NA, nearest_N),
-                "predicted_cost": at(mean_cost_NA, nearest_N),
-                "score_at_10_percent_more": at(score_NA, above_N),
-                "value_at_10_percent_more": at(mean_value_NA, above_N),
-                "cost_at_10_percent_more": at(mean_cost_NA, above_N),
-                "probability_budget_ends": ends_early_N,
-                **errors,
-            },
-        )
+        details = {
+            "predicted_score": at(score_NA, nearest_N),
+            "predicted_value": at(mean_value_NA, nearest_N),
+            "predicted_cost": at(mean_cost_NA, nearest_N),
+            "score_at_10_percent_more": at(score_NA, above_N),
+            "value_at_10_percent_more": at(mean_value_NA, above_N),
+            "cost_at_10_percent_more": at(mean_cost_NA, above_N),
+            "probability_budget_ends": ends_early_N,
+            **errors,
+        }
+        return multiplier_N, details, forecast, cost_factor_N, penalised_N
 
     def _record(
         self, observation: Observation, target_N: FloatArray
