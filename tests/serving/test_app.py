@@ -21,7 +21,7 @@ from rankloom.serving.server import bind, run
 
 @pytest.fixture
 def client(model: Rankloom, tmp_path: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(model, state_path=tmp_path / "events.sqlite")) as own:
+    with TestClient(create_app(model, state=tmp_path / "events.sqlite")) as own:
         yield own
 
 
@@ -32,7 +32,7 @@ def test_recommend_replies_with_the_contract(client: TestClient, model: Rankloom
     assert set(reply) >= {"request_id", "model_version", "items", "degraded", "timing_ms"}
     assert len(reply["items"]) == 5
     for item in reply["items"]:
-        assert set(item) == {"item_id", "title", "score", "sid", "sponsored", "reasons"}
+        assert set(item) == {"item_id", "title", "score", "sid", "sponsored", "reasons", "reason_codes"}
         assert model.items.row(model.row_of(item["item_id"]), named=True)["price_micros"] < 30e6  # type: ignore[arg-type]
 
 
@@ -82,10 +82,14 @@ def test_items_come_and_go_live(client: TestClient) -> None:
         "category": ["Goods", "Electronics"],
         "price_micros": 9_000_000,
     }
-    assert client.put("/v1/items", json={"items": [item]}).json() == {"new": 1, "updated": 0}
+    assert client.put("/v1/items", json={"items": [item]}).json() == {
+        "new": 1,
+        "updated": 0,
+        "catalogue_version": 1,
+    }
     ask = {"k": 1, "filter": 'item_id == "live"'}
     assert client.post("/v1/recommend", json=ask).json()["items"][0]["item_id"] == "live"
-    assert client.delete("/v1/items/live").json() == {"removed": 1}
+    assert client.delete("/v1/items/live").json() == {"removed": 1, "catalogue_version": 2}
     reply = client.post("/v1/recommend", json=ask).json()
     assert reply["items"] == []
     assert reply["degraded"]
@@ -190,8 +194,9 @@ def test_a_defect_of_ours_is_told_in_the_one_format_and_logged(
     def broken(_: object) -> None:
         raise ZeroDivisionError("secret detail")
 
+    client.put("/v1/scenarios/strict", json={"fallback": "none"})
     monkeypatch.setattr(model, "recommend_batch", broken)
-    reply = client.post("/v1/recommend", json={})
+    reply = client.post("/v1/recommend", json={"scenario": "strict"})
     assert reply.status_code == 500
     assert reply.json()["code"] == "internal"
     assert "secret" not in reply.text
@@ -228,7 +233,7 @@ def test_what_was_forgotten_stays_forgotten_when_the_person_comes_back(client: T
 def test_a_key_guards_the_api(model: Rankloom) -> None:
     with TestClient(create_app(model, api_key="secret")) as client:
         assert client.post("/v1/recommend", json={}).status_code == 401
-        assert client.post("/v1/recommend", json={}, headers={"X-Api-Key": "secre"}).json()["code"] == "key-missing"
+        assert client.post("/v1/recommend", json={}, headers={"X-Api-Key": "secre"}).json()["code"] == "key-unknown"
         assert client.post("/v1/recommend", json={}, headers={"X-Api-Key": "secret"}).status_code == 200
         for path in ("/healthz", "/readyz", "/metrics", "/"):
             assert client.get(path).status_code == 200
