@@ -37,8 +37,9 @@ from rankloom.bidding.learned.gave import GaveConfig, train_gave
 from rankloom.bidding.learned.offline_rl import METHODS, Method, train_policy
 from rankloom.bidding.learned.outlook import Outlook
 from rankloom.bidding.learned.pathwise import PathwiseController, Variation, train_pathwise
-from rankloom.bidding.population import GeometricMean, PopulationConfig, build_population
+from rankloom.bidding.population import PopulationConfig, build_population
 from rankloom.bidding.protocol import (
+    N_TICKS,
     Campaigns,
     Controller,
     Decision,
@@ -62,6 +63,7 @@ Source = Literal["auto", "rebuilt", "log"]
 HOLD_OUT: Final = 5
 FIDELITY: Final = 0.7
 SAMPLE_FRACTION: Final = 0.06
+EXPERT_MEMBERS, EXPERT_TRUST = 2, 0.8
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,6 @@ class Market:
     held_out_M: IntArray
     fidelity: float
     prior: MarketPrior | None = None
-
-    def experts(self, pathwise: PathwiseController) -> Controller:
-        """The bidder whose perturbed days are learned from: pathwise policy and MPC together."""
-        return pathwise if self.prior is None else GeometricMean([pathwise, MPC(prior=self.prior)])
 
 
 @dataclass(frozen=True)
@@ -134,6 +132,28 @@ def held_out(periods: Sequence[int]) -> set[int]:
     """Every fifth of the periods in order; none where there are fewer than five."""
     ordered = sorted(set(periods))
     return {period for place, period in enumerate(ordered) if place % HOLD_OUT == HOLD_OUT - 1}
+
+
+class _Watched:
+    """The expert; what its outlook showed on the days that it played is kept, so that it is not worked out again."""
+
+    def __init__(self, expert: PathwiseController) -> None:
+        self.name = "expert"
+        self.expert = expert
+        self._days: list[torch.Tensor] = []
+
+    def start(self, campaigns: Campaigns, seed: int) -> None:
+        self.expert.start(campaigns, seed)
+
+    def decide(self, observation: Observation) -> Decision:
+        decision = self.expert.decide(observation)
+        if observation.tick == N_TICKS - 1 and self.expert.looked_NSO is not None:
+            self._days.append(self.expert.looked_NSO)
+        return decision
+
+    def looked(self) -> torch.Tensor | None:
+        """(days, T, columns) in the order in which the days were played."""
+        return torch.cat(self._days) if self._days else None
 
 
 class _Logged:
@@ -235,6 +255,8 @@ def train_expert(
         prepare(days, gamma=gamma, outlook=outlook),
         gamma=gamma,
         variation=Variation(),
+        members=EXPERT_MEMBERS,
+        trust=EXPERT_TRUST,
         config=effort.expert,
         seed=seed,
         checkpointing=checkpointing,
@@ -248,11 +270,16 @@ def populate(
 ) -> Experience:
     """The population around an expert, and its training set with the days' luck as a baseline."""
     config = (effort or Effort()).population
-    trajectories = build_population(market.curves, market.training_M, market.experts(expert), config=config, seed=seed)
+    watched = _Watched(expert)
+    trajectories = build_population(market.curves, market.training_M, watched, config=config, seed=seed)
     place = {(int(p), int(s)): i for i, (p, s) in enumerate(zip(market.curves.period_N, market.curves.seat_N, strict=True))}
     index = np.array([place[int(p), int(s)] for p, s in zip(trajectories.period_N, trajectories.seat_N, strict=True)])
     best = market.curves.best_constants(index, trajectories.campaigns.budget_N, gamma)[1]
-    data = prepare(trajectories, gamma=gamma, best_score_N=best, outlook=expert.outlook)
+    looked = watched.looked()
+    whole = looked is not None and len(looked) == trajectories.n
+    data = prepare(
+        trajectories, gamma=gamma, best_score_N=best, outlook=expert.outlook, looked_NTO=looked if whole else None
+    )
     plain = prepare(trajectories, gamma=gamma, best_score_N=best)
     return Experience(trajectories, data, plain, market, expert)
 
@@ -296,17 +323,22 @@ def learn(
     seed: int = 0,
     gave: GaveConfig | None = None,
     cbd: CbdConfig | None = None,
+    outlook: bool | None = None,
     checkpointing: Checkpointing | None = None,
     say: Callable[[str], None] = lambda _text: None,
     quiet: bool = False,
 ) -> tuple[SavedController, dict[str, Any]]:
     """One learner on the experience; returns it and figures of the run.
 
+    Args:
+        outlook: whether it stands on MPC; None: as `WITH_OUTLOOK` says.
+
     Raises:
         RankloomError: no learner is called so, or it needs rebuilt days and there are none.
     """
     effort = effort or Effort()
-    data, market = experience.data if controller in WITH_OUTLOOK else experience.plain, experience.market
+    stands_on_mpc = controller in WITH_OUTLOOK if outlook is None else outlook
+    data, market = experience.data if stands_on_mpc else experience.plain, experience.market
     common: dict[str, Any] = {"seed": seed, "checkpointing": checkpointing, "quiet": quiet}
     config = effort.learner
     learned: SavedController

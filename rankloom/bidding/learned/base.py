@@ -235,7 +235,7 @@ class LearnedController(nn.Module, ABC):
         self.normaliser = normaliser
         self.outlook = outlook
         self.input_width = input_width(outlook)
-        self._looked_NSO: Tensor | None = None
+        self.looked_NSO: Tensor | None = None  # what the outlook showed so far today
         self._looked_at_NT: Tensor | None = None
         self._rng = np.random.default_rng(0)
 
@@ -262,7 +262,7 @@ class LearnedController(nn.Module, ABC):
     def start(self, campaigns: Campaigns, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
         self.eval()
-        self._looked_NSO = self._looked_at_NT = None
+        self.looked_NSO = self._looked_at_NT = None
         self.begin()
 
     @torch.inference_mode()
@@ -297,7 +297,7 @@ class LearnedController(nn.Module, ABC):
     def _look(self, outlook: Outlook, observation: Observation, day: DayTensors) -> Tensor:
         """(N, S, O - 1) raw outlook of all states; those of earlier ticks are kept while the day goes on as it did."""
         tick = day.volume_NS.shape[1] - 1
-        kept, at = self._looked_NSO, self._looked_at_NT
+        kept, at = self.looked_NSO, self._looked_at_NT
         goes_on = kept is not None and at is not None and kept.shape[1] == tick and torch.equal(at, day.log_action_NT[:, : tick - 1])
         if tick == 0:
             kept = None
@@ -307,7 +307,7 @@ class LearnedController(nn.Module, ABC):
             )
         now_N1O = outlook.look(observation, fallback_target=self.fallback_target)[:, None]
         looked = now_N1O if kept is None else torch.cat([kept, now_N1O], dim=1)
-        self._looked_NSO, self._looked_at_NT = looked, day.log_action_NT[:, :tick].clone()
+        self.looked_NSO, self._looked_at_NT = looked, day.log_action_NT[:, :tick].clone()
         return looked
 
     def arrays(self) -> dict[str, NDArray[Any]]:

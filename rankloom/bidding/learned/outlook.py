@@ -34,7 +34,8 @@ OUTLOOK: Final = (
 )  # fmt: skip
 """What MPC foresees, and (last) by how much the last log multiplier was above MPC's."""
 LEAD: Final = OUTLOOK.index("lead_1")
-SCENARIOS: Final = 8
+SCENARIOS, POINTS = 16, 27
+"""Scenarios and multipliers that the small MPC weighs up. Its scenarios are other ones every tick: what few of them get wrong averages out over the day."""
 _ERROR_LIMIT: Final = 2.0
 
 
@@ -54,7 +55,7 @@ class Outlook:
         cls, prior: MarketPrior | None = None, *, gamma: float = DEFAULT_GAMMA, scenarios: int = SCENARIOS
     ) -> Outlook:
         """With a market's prior (None: the package's), for the score of this gamma."""
-        return cls(MPC(MPCSettings(gamma=gamma, scenarios=scenarios), prior))
+        return cls(MPC(_settings(gamma, scenarios), prior))
 
     def look(self, observation: Observation, *, fallback_target: float) -> Tensor:
         """(N, O - 1) raw columns of the tick at hand, all but the last; the first is log(MPC's multiplier / target)."""
@@ -133,8 +134,12 @@ class Outlook:
             {name.removeprefix("prior."): values for name, values in arrays.items() if name.startswith("prior.")}
         )
         normaliser = Normaliser(torch.from_numpy(arrays["mean"].copy()), torch.from_numpy(arrays["std"].copy()))
-        planner = MPC(MPCSettings(gamma=float(settings["gamma"]), scenarios=int(settings["scenarios"])), prior)
+        planner = MPC(_settings(float(settings["gamma"]), int(settings["scenarios"])), prior)
         return cls(planner, normaliser)
+
+
+def _settings(gamma: float, scenarios: int) -> MPCSettings:
+    return MPCSettings(gamma=gamma, scenarios=scenarios, points=POINTS, fresh=True)
 
 
 def with_lead(looked_NSO: Tensor, log_action_NT: Tensor) -> Tensor:

@@ -259,6 +259,7 @@ def train_pathwise(
     budget_ratios: tuple[float, float] = (0.4, 1.7),
     variation: Variation | None = None,
     members: int = 1,
+    trust: float = 1.0,
     config: FitConfig | None = None,
     seed: int = 0,
     checkpointing: Checkpointing | None = None,
@@ -273,11 +274,11 @@ def train_pathwise(
         data: what normalisers, outlook and (with an outlook) the reader come from; any behaviour on the same days.
         variation: how days are drawn around the recorded ones.
     """
-    config = config or FitConfig(steps=120, batch=384, learning_rate=3e-3, weight_decay=1e-2, warmup=20, average=0.98)
+    config = config or FitConfig(steps=180, batch=288, learning_rate=4e-3, weight_decay=1e-2, warmup=20, average=0.98)
     reader = None if data.outlook is None else train_reader(data, seed=seed, steps=min(READER_STEPS, 20 * config.steps))
     torch.manual_seed(seed)
     policy = PathwiseController(
-        normaliser=data.normaliser, fallback_target=data.fallback_target, outlook=data.outlook, members=members
+        normaliser=data.normaliser, fallback_target=data.fallback_target, outlook=data.outlook, members=members, trust=trust
     )
     affordable_M = torch.from_numpy((curves.campaigns.budget_N / curves.campaigns.target_cpa_N)[index_M].astype(np.float32))
     index = torch.from_numpy(np.asarray(index_M, dtype=np.int64))
