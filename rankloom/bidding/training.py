@@ -63,7 +63,7 @@ Source = Literal["auto", "rebuilt", "log"]
 HOLD_OUT: Final = 5
 FIDELITY: Final = 0.7
 SAMPLE_FRACTION: Final = 0.06
-EXPERT_MEMBERS, EXPERT_TRUST = 2, 0.8
+EXPERT_MEMBERS, EXPERT_TRUST = 2, 0.7
 
 
 @dataclass(frozen=True)
