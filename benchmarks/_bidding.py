@@ -29,6 +29,7 @@ from rankloom.bidding.training import (
 )
 from rankloom.bidding.trajectories import read_trajectories
 from rankloom.files import atomic_folder
+from rankloom.training.processor import keep_freed_memory
 
 _SHARED = (
     "state", "trajectories", "surrogate", "replay", "day", "score", "responses", "population", "curves", "controllers/mpc",
@@ -58,6 +59,7 @@ class Bench:
     """Markets and experts of a benchmark, kept beside its cells and made anew when the sources change."""
 
     def __init__(self, bench: Benchmark) -> None:
+        keep_freed_memory()
         self.bench = bench
         self.effort = effort(bench)
         self._market: Market | None = None
@@ -132,4 +134,5 @@ def measured(results: list[DayResult]) -> dict[str, Any]:
 
 def mean_of(cells: list[dict[str, Any]], key: str) -> NDArray[np.float64]:
     """(pairs,) the mean over seeds of a figure per (day, seat)."""
-    return np.mean([cell[key] for cell in cells], axis=0)
+    found: NDArray[np.float64] = np.mean([cell[key] for cell in cells], axis=0)
+    return found

@@ -2,8 +2,8 @@
 
 Trains planners on the training periods of the recorded log and scores them in every seat of recorded days:
 
-* **Variants**: CBD as it is shipped (the one-pass student with the gradient aligner), without aligner, GS-Align (the best aligned of 10), the teacher
-  with 1 and with 10 denoising steps, a plain decision diffuser (DiffBid: no completer) with 10.
+* **Variants**: CBD as it is shipped (the one-pass student with the gradient aligner), without aligner, the teacher with 1 and
+  with 10 denoising steps and with GS-Align (the best aligned of 10 one-step plans), a plain decision diffuser (DiffBid: no completer) with 10.
 * **Plan validity**: share of plans, made at several ticks of recorded days, whose remaining budget never rises (by more than a tolerance) and whose
   clock runs; completer against plain diffuser, strict tolerance beside the default one.
 * **Aligner step** lambda: Score and distance of R(plan) from y.
@@ -149,7 +149,7 @@ def main() -> int:
 
     def scored(variant: str, seed: int) -> dict[str, Any]:
         def measure() -> dict[str, Any]:
-            kind = "plain" if variant.startswith("DiffBid") else "cbd" if variant.startswith("teacher") else "student"
+            kind = "plain" if variant.startswith("DiffBid") else "cbd" if variant.startswith(("teacher", "GS")) else "student"
             planner = trained(kind, seed)
             if variant == "no aligner":
                 planner.cbd = replace(planner.cbd, aligner="none")

@@ -26,7 +26,7 @@ from _common import Benchmark
 
 from rankloom.bidding.controllers import controller
 from rankloom.bidding.learned.gave import GaveConfig, paper_form, train_gave
-from rankloom.bidding.score import paired_bootstrap
+from rankloom.bidding.score import DEFAULT_GAMMA, paired_bootstrap
 from rankloom.bidding.training import choose_level, held_out_results, learn
 
 GAMMAS = (0.0, 2.0, 5.0)
@@ -49,13 +49,15 @@ def train_and_measure(
         curve: list[dict[str, float]] = []
     else:
         model, curve = train_gave(
-            experience.data, gave=gave, config=bench.effort.learner, seed=seed, options=bench.effort.options
+            experience.data, gave=gave, config=bench.effort.learner, seed=seed, options=bench.effort.options, quiet=True
         )
         figures = {}
         if experience.market is not None:
             choose_level(model, experience.market, levels=bench.effort.levels, gamma=gamma)
             outcome = held_out_results(model, experience.market).outcome
             figures["held_out_score"] = float(outcome.score(gamma).mean())
+        if gave == GaveConfig() and gamma == DEFAULT_GAMMA:
+            bench.keep(f"gave-{seed}", model)
     told = {key: [round(each[key], 4) for each in curve] for key in ("step", "weight", "beta", "beta_at_bound") if curve}
     return measured(played(model)) | {"held_out": figures.get("held_out_score"), "curve": told, "level": getattr(model, "level", None)}
 

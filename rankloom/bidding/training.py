@@ -55,6 +55,7 @@ from rankloom.bidding.trajectories import Trajectories, read_trajectories
 from rankloom.errors import RankloomError
 from rankloom.files import sha256_file
 from rankloom.progress import track
+from rankloom.training.processor import keep_freed_memory
 
 CONTROLLERS: Final = ("gave", "cbd", "dt", "dt-score", "iql", "cql", "td3-bc", "bc", "gas", "pathwise", "selector")
 WITH_OUTLOOK: Final = ("gave", "cbd", "pathwise")
@@ -461,6 +462,7 @@ def train_bidder(
         folder=work, fingerprint=hashlib.sha256(told.encode()).hexdigest()[:16], resume=resume
     )
     torch.manual_seed(seed)
+    keep_freed_memory()
     experience = gather_experience(
         path, source=source, split=split, gamma=gamma, effort=effort, seed=seed, checkpointing=checkpointing, say=say, quiet=quiet
     )

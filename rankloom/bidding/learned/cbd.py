@@ -11,7 +11,7 @@ plan's next state.
 * **Aligner**: a return model R(x_0) regresses y; after the last denoising step one gradient move on the answer only,
   s~' = s~ - lambda grad ||R(x~_0) - y||^2, up or down to what was asked. `aligner="sample"` is GS-Align: of 10 plans the best aligned.
 * **Inverse dynamics**: a_t = f(s_{t-2}, s_{t-1}, s_t, s~_{t+1}), history L = 3.
-* **Few-step student**: the same network trained on for a single pass from noise to the mean plan (`distil`): what fits a control path on a CPU, and
+* **Few-step student**: the same network trained on for a single pass to the mean plan (`distil`): what fits a control path on a CPU, and
   what is played by default; any number of DDIM steps up to the full chain is a setting.
 
 States are z-scored (AuctionNet's raw columns would drown in unit noise), and the columns of a plan are those that a bidder steers or must foresee
@@ -25,7 +25,7 @@ Shapes: B days, T ticks, P plan columns, C condition columns.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -497,12 +497,12 @@ def distil(
     checkpointing: Checkpointing | None = None,
     quiet: bool = False,
 ) -> tuple[CbdController, list[dict[str, float]]]:
-    """A student that plans in one pass from pure noise.
+    """A student that plans in one pass.
 
     At the last diffusion step nothing of the answer is left in the input, so what minimises the squared error there is the mean of all days that go on
     from this query under this wish: the mean of what the teacher's many steps sample. The student starts from the teacher and trains that one
     step alone. For control the mean is also the better plan: a sampled day carries the noise of the bidders it was learned from, and a
-    planner that samples anew every tick adds that noise to its multiplier every tick.
+    planner that samples anew every tick adds that noise to its multiplier every tick. Since the noise tells nothing, the student starts from its mean, 0.
     """
     config = config or FitConfig(steps=600, batch=48, learning_rate=1e-3, average=0.99)
     torch.manual_seed(seed)
@@ -511,7 +511,7 @@ def distil(
         fallback_target=teacher.fallback_target,
         name=f"{teacher.name}-student",
         outlook=teacher.outlook,
-        **(teacher.options() | {"distilled": True}),
+        **(teacher.options() | {"distilled": True, "cbd": replace(teacher.cbd, noise=0.0)}),
     )
     student.load_state_dict(teacher.state_dict())
     for part in (student.return_model, student.inverse, student.target):
