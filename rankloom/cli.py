@@ -253,11 +253,11 @@ def serve(
     log: Annotated[str, typer.Option("--log", help="json (a line a request) or quiet.")] = "quiet",
 ) -> None:
     """Serve a model: HTTP API and the page."""
-    from rankloom.serving.app import ServerSettings
     from rankloom.serving.batching import BatchSettings
     from rankloom.serving.keys import read_keys
     from rankloom.serving.scenarios import read_scenarios
     from rankloom.serving.server import run
+    from rankloom.serving.settings import ServerSettings
 
     if log not in ("json", "quiet"):
         raise RankloomError(f"no log {log!r}", place="--log", action="choose json or quiet", code="unknown-log")

@@ -9,18 +9,19 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi import Path as PathPart
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from rankloom import __version__
@@ -28,7 +29,7 @@ from rankloom.data.schema import EVENT_KINDS
 from rankloom.errors import RankloomError
 from rankloom.recommender import Rankloom
 from rankloom.serving import console
-from rankloom.serving.batching import BatchSettings, OverloadedError
+from rankloom.serving.batching import OverloadedError
 from rankloom.serving.contract import (
     Ask,
     Deployment,
@@ -43,13 +44,13 @@ from rankloom.serving.contract import (
     utc,
 )
 from rankloom.serving.gate import Gate
-from rankloom.serving.guardrails import Guardrails
 from rankloom.serving.http import problem
-from rankloom.serving.keys import Key, KeyRing
-from rankloom.serving.metrics import Metrics
+from rankloom.serving.keys import KeyRing
+from rankloom.serving.metrics import BACK, Metrics
 from rankloom.serving.registry import Registry
 from rankloom.serving.scenarios import Scenario, Scenarios
 from rankloom.serving.service import Service
+from rankloom.serving.settings import ServerSettings
 from rankloom.serving.state import StateStore, StateUnavailableError, StoredEvent, open_store
 
 _HERE = Path(__file__).parent
@@ -63,28 +64,23 @@ Id = Annotated[str, PathPart(min_length=1, max_length=200)]
 _POLL_S: Final = 0.25
 
 
-@dataclass
-class ServerSettings:
-    """What an application is made of beside the model.
+class LeanRoute(APIRoute):
+    """A route whose whole body is one `Ask`: read and checked in one step, without the machinery that finds parameters."""
 
-    Attributes:
-        state: path of the state file, address of a Valkey server, or None for memory.
-        api_key, keys: who may use `/v1`; without any, everybody.
-        scenarios: those of the file; others are defined live.
-        folder: the model's folder; `asked` is the one that was named at the start, and `root` holds further ones.
-        pointer: file that keeps which folder serves.
-    """
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What the route runs; its signature still makes the OpenAPI page."""
+        endpoint = self.endpoint
 
-    state: Path | str | None = None
-    api_key: str | None = None
-    keys: Sequence[Key] = ()
-    scenarios: Mapping[str, Scenario] = field(default_factory=dict)
-    batching: BatchSettings = field(default_factory=BatchSettings)
-    guardrails: Guardrails = field(default_factory=Guardrails)
-    folder: Path | None = None
-    asked: Path | None = None
-    root: Path | None = None
-    pointer: Path | None = None
+        async def lean(request: Request) -> Response:
+            body = await request.body()
+            try:
+                ask = Ask.model_validate_json(body)
+            except ValidationError as error:
+                raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from None
+            response: Response = await endpoint(ask, request)
+            return response
+
+        return lean
 
 
 class Serving:
@@ -93,7 +89,7 @@ class Serving:
     def __init__(self, model: Rankloom, settings: ServerSettings) -> None:
         self.settings = settings
         self.store: StateStore = open_store(settings.state)
-        self.metrics = Metrics()
+        self.metrics = Metrics(only=None if settings.gate else BACK)
         self.keys = KeyRing(list(settings.keys), master=settings.api_key)
         self.registry = Registry(
             model, self.store, folder=settings.folder, asked=settings.asked, root=settings.root, pointer=settings.pointer,
@@ -101,7 +97,6 @@ class Serving:
         )  # fmt: skip
         self.scenarios = Scenarios(self.store, dict(settings.scenarios), self._check_scenario)
         self.service = Service(self.registry, self.store, self.scenarios, self.metrics, settings=settings.batching)
-        self.draining = False
         self._stop = threading.Event()
         self._follower: threading.Thread | None = None
 
@@ -223,7 +218,8 @@ def create_app(model: Rankloom, settings: ServerSettings | None = None, **more: 
     )  # fmt: skip
     app.state.serving = serving
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
-    app.add_middleware(Gate, keys=serving.keys, metrics=serving.metrics, busy=service.batcher.check)
+    if serving.settings.gate:
+        app.add_middleware(Gate, keys=serving.keys, metrics=serving.metrics, busy=service.batcher.check)
     app.include_router(console.router(service))
 
     # -- errors ----------------------------------------------------------------------------------------------------
@@ -259,12 +255,14 @@ def create_app(model: Rankloom, settings: ServerSettings | None = None, **more: 
         state["log"] = {"version": reply["model_version"], "scenario": ask.scenario, "degraded": reply["degraded_cause"]}
         return JSONResponse(reply)
 
-    @app.post("/v1/recommend", response_model=Reply)
+    asking = APIRouter(route_class=LeanRoute)
+
+    @asking.post("/v1/recommend", response_model=Reply)
     async def recommend(ask: Ask, request: Request) -> Response:
         """What to show one person next."""
         return await answer(ask, request, search=ask.words is not None)
 
-    @app.post(
+    @asking.post(
         "/v1/search",
         response_model=Reply,
         openapi_extra={"requestBody": {"content": {"application/json": {"example": {"query": "green tea", "k": 5}}}}},
@@ -272,6 +270,8 @@ def create_app(model: Rankloom, settings: ServerSettings | None = None, **more: 
     async def search(ask: Ask, request: Request) -> Response:
         """The same body with a `query`."""
         return await answer(ask, request, search=True)
+
+    app.include_router(asking)
 
     # -- telling ---------------------------------------------------------------------------------------------------
 
@@ -356,11 +356,9 @@ def create_app(model: Rankloom, settings: ServerSettings | None = None, **more: 
         return {"status": "ok"}
 
     @app.get("/readyz")
-    async def readyz() -> Response:
+    async def readyz() -> dict[str, str]:
         """It answers requests: loaded, warmed up, not about to stop."""
-        if serving.draining:
-            return problem(503, "draining", "the server is about to stop", action="ask another one", retry_after=5)
-        return JSONResponse({"status": "ready", "model_version": registry.routing.current.version})
+        return {"status": "ready", "model_version": registry.routing.current.version}
 
     @app.get("/metrics")
     def prometheus() -> PlainTextResponse:

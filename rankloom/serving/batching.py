@@ -52,13 +52,13 @@ class BatchSettings:
     Attributes:
         max_batch: requests answered together.
         max_weight: beam rows answered together.
-        max_queue: requests that may wait.
+        max_queue: requests that may wait. Two batches keep the model busy; more would only make everybody late.
         deadline_s: what a request is given that names no deadline.
     """
 
     max_batch: int = 32
     max_weight: int = 8192
-    max_queue: int = 256
+    max_queue: int = 64
     deadline_s: float = 1.0
 
 
@@ -87,6 +87,7 @@ class Batcher(Generic[Q, R]):
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._held = False
         self._busy_since: float | None = None
         self.batch_s = 0.0  # smoothed time of a batch
         self.expired = 0
@@ -134,6 +135,16 @@ class Batcher(Generic[Q, R]):
             self._lock.notify()
         return future
 
+    def hold(self) -> None:
+        """Takes no batch until `release`: more of a group is on its way."""
+        self._held = True
+
+    def release(self) -> None:
+        """The group is here."""
+        with self._lock:
+            self._held = False
+            self._lock.notify()
+
     @property
     def waiting(self) -> int:
         return len(self._queue)
@@ -159,6 +170,8 @@ class Batcher(Generic[Q, R]):
     def _work(self) -> None:
         while True:
             with self._lock:
+                while self._held and not self._closed:
+                    self._lock.wait(timeout=0.1)
                 while not (self._queue or self._calls or self._closed):
                     # what waits for a quiet moment runs now, in small pieces
                     self._lock.release()
@@ -170,6 +183,8 @@ class Batcher(Generic[Q, R]):
                         self._lock.wait(timeout=0.25)
                 if self._closed and not (self._queue or self._calls):
                     return
+                if self._held and not self._closed:
+                    continue
                 call = self._calls.popleft() if self._calls else None
                 batch = [] if call else self._take()
             if call is not None:

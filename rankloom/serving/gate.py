@@ -7,7 +7,6 @@ counts, times and one line of log; the security headers; and the one error forma
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import time
@@ -32,7 +31,7 @@ _SECURITY: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 )
-_MODEL_ROUTES: Final = ("/v1/recommend", "/v1/search", "/v1/console/trace")
+BATCHED: Final = ("/v1/recommend", "/v1/search")
 
 
 class _SlowBodyError(Exception):
@@ -83,6 +82,7 @@ class Gate:
 
         response = self._refusal(scope, own, state)
         if response is not None:
+            self.metrics.count("rankloom_refused_total", status=str(response.status_code))
             await response(scope, receive, told)
         else:
             try:
@@ -111,37 +111,30 @@ class Gate:
         """Why a request goes no further, before its body is read."""
         if b"transfer-encoding" in own:
             # a body without a length could be of any size
-            return self._told(
-                problem(411, "length-required", "the body comes without a Content-Length", action="send the body whole, with its length")
-            )
+            return problem(
+                411, "length-required", "the body comes without a Content-Length", action="send the body whole, with its length"
+            )  # fmt: skip
         length = own.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > MAX_BODY:
-            return self._told(
-                problem(413, "body-too-large", f"the body is larger than {MAX_BODY:,} bytes", action="send smaller batches")
-            )
+            return problem(413, "body-too-large", f"the body is larger than {MAX_BODY:,} bytes", action="send smaller batches")
         path: str = scope["path"]
         try:
             state["key"] = self.keys.admit(path, own.get(b"x-api-key", b"").decode("latin-1"))
             deadline = own.get(b"x-deadline-ms")
             if deadline is not None:
                 if not deadline.isdigit() or not 1 <= int(deadline[:9]) <= 60_000:
-                    return self._told(
-                        problem(422, "malformed", "a deadline is 1 to 60000 milliseconds", field="X-Deadline-Ms", value=deadline.decode("latin-1")[:200])
-                    )
+                    return problem(
+                        422, "malformed", "a deadline is 1 to 60000 milliseconds", field="X-Deadline-Ms",
+                        value=deadline.decode("latin-1")[:200],
+                    )  # fmt: skip
                 state["deadline_s"] = int(deadline) / 1e3
-            if path in _MODEL_ROUTES and scope["method"] == "POST":
+            if path in BATCHED and scope["method"] == "POST":
                 self.busy(state.get("deadline_s"))
         except RefusedError as error:
-            return self._told(
-                problem(error.status, error.code, error.message, action=error.action, retry_after=error.retry_after)
-            )
+            return problem(error.status, error.code, error.message, action=error.action, retry_after=error.retry_after)
         except OverloadedError as error:
-            return self._told(problem(503, error.code, error.message, action=error.action, retry_after=error.retry_after))
+            return problem(503, error.code, error.message, action=error.action, retry_after=error.retry_after)
         return None
-
-    def _told(self, response: Response) -> Response:
-        self.metrics.count("rankloom_refused_total", code=json.loads(bytes(response.body))["code"])
-        return response
 
     def _timed(self, receive: Receive) -> Receive:
         """The body within its time; afterwards only whether the caller is still there."""

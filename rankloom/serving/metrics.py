@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
 from typing import Final
 
 # seconds; a beam search on a small machine takes some tens of milliseconds
 BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 COUNTERS: Final = {
     "rankloom_http_requests_total": "Requests by route and status.",
-    "rankloom_refused_total": "Requests refused before they were read, by code.",
+    "rankloom_refused_total": "Requests refused before they were read, by status.",
     "rankloom_events_total": "Events by what became of them.",
     "rankloom_replies_total": "Lists given, by model version.",
     "rankloom_degraded_total": "Lists that are not what was asked for, by cause.",
@@ -25,13 +27,21 @@ HISTOGRAMS: Final[dict[str, tuple[str, Sequence[float]]]] = {
     "rankloom_batch_size": ("Requests answered together.", (1, 2, 4, 8, 16, 32, 64)),
     "rankloom_shadow_overlap": ("Share of the shown items that the shadow names too.", (0.1, 0.25, 0.5, 0.75, 0.9, 1)),
 }
+# what the process that speaks HTTP counts, and what the one with the model does
+FRONT: Final = frozenset(("rankloom_http_requests_total", "rankloom_refused_total", "rankloom_http_request_seconds"))
+BACK: Final = frozenset((*COUNTERS, *HISTOGRAMS)) - FRONT
 Labels = tuple[tuple[str, str], ...]
 
 
 class Metrics:
-    """Counts of one process. Safe from threads."""
+    """Counts of one process. Safe from threads.
 
-    def __init__(self) -> None:
+    Args:
+        only: names that this process counts, so that none is told twice.
+    """
+
+    def __init__(self, *, only: Collection[str] | None = None) -> None:
+        self._only = BACK | FRONT if only is None else only
         self._lock = threading.Lock()
         self._counters: dict[str, Counter[Labels]] = {name: Counter() for name in COUNTERS}
         self._counts: dict[str, dict[Labels, list[int]]] = {name: {} for name in HISTOGRAMS}
@@ -51,10 +61,7 @@ class Metrics:
         own = tuple(labels.items())
         edges = HISTOGRAMS[name][1]
         with self._lock:
-            counts = self._counts[name].setdefault(own, [0] * (len(edges) + 1))
-            for place, edge in enumerate(edges):
-                counts[place] += value <= edge
-            counts[-1] += 1
+            self._counts[name].setdefault(own, [0] * (len(edges) + 1))[bisect_left(edges, value)] += 1
             self._sums[name][own] = self._sums[name].get(own, 0.0) + value
 
     def render(self, gauges: Mapping[str, tuple[str, float]]) -> str:
@@ -62,15 +69,19 @@ class Metrics:
         lines: list[str] = []
         with self._lock:
             for name, text in COUNTERS.items():
+                if name not in self._only:
+                    continue
                 lines += [f"# HELP {name} {text}", f"# TYPE {name} counter"]
                 lines += [f"{name}{_labels(labels)} {value}" for labels, value in sorted(self._counters[name].items())]
             for name, (text, edges) in HISTOGRAMS.items():
+                if name not in self._only:
+                    continue
                 lines += [f"# HELP {name} {text}", f"# TYPE {name} histogram"]
                 for labels, counts in sorted(self._counts[name].items()):
-                    for edge, value in zip((*map(str, edges), "+Inf"), counts, strict=True):
+                    for edge, value in zip((*map(str, edges), "+Inf"), accumulate(counts), strict=True):
                         lines.append(f"{name}_bucket{_labels((*labels, ('le', edge)))} {value}")
                     lines.append(f"{name}_sum{_labels(labels)} {self._sums[name][labels]:.6f}")
-                    lines.append(f"{name}_count{_labels(labels)} {counts[-1]}")
+                    lines.append(f"{name}_count{_labels(labels)} {sum(counts)}")
         for name, (text, number) in gauges.items():
             lines += [f"# HELP {name} {text}", f"# TYPE {name} gauge", f"{name} {number:g}"]
         return "\n".join(lines) + "\n"

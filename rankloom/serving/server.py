@@ -1,9 +1,18 @@
-"""Running the application: load, warm up, listen, drain."""
+"""Running the server: two processes, listening, draining.
+
+The front (this process) speaks HTTP and has no model; the back has the model (`back.py`). On SIGTERM or SIGINT: not ready
+at once; after `drain_s` no new connections; what runs is answered; exit status 0.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import os
 import signal
-import threading
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,40 +22,46 @@ from types import FrameType
 import uvicorn
 
 from rankloom.errors import RankloomError
-from rankloom.recommender import Rankloom
 from rankloom.serving import logs
-from rankloom.serving.app import ServerSettings, Serving, create_app
+from rankloom.serving.channel import FAILED, READY, Channel
+from rankloom.serving.front import Front
+from rankloom.serving.gate import Gate
 from rankloom.serving.http import bind, key_for
-from rankloom.serving.registry import pointed_to
+from rankloom.serving.keys import KeyRing
+from rankloom.serving.metrics import FRONT, Metrics
+from rankloom.serving.settings import ServerSettings
 
 __all__ = ["Server", "bind", "run"]
 
 
 class Server(uvicorn.Server):
-    """On SIGTERM or SIGINT: not ready at once; after `drain_s` no new connections; what runs is answered; exit status 0."""
+    """Ends as the module's docstring says."""
 
-    def __init__(self, config: uvicorn.Config, serving: Serving, *, drain_s: float = 0.0) -> None:
+    def __init__(self, config: uvicorn.Config, front: Front, *, drain_s: float = 0.0) -> None:
         super().__init__(config)
-        self._serving = serving
+        self._front = front
         self._drain_s = drain_s
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A second signal does not wait."""
-        if self._serving.draining:
+        if self._front.draining:
             self.force_exit = self.should_exit = True
             return
-        self._serving.draining = True
-        if self._drain_s <= 0:
+        self._front.draining = True
+        if self._drain_s > 0:
+            signal.setitimer(signal.ITIMER_REAL, self._drain_s)
+        else:
             self.should_exit = True
-            return
-        timer = threading.Timer(self._drain_s, lambda: setattr(self, "should_exit", True))
-        timer.daemon = True
-        timer.start()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Unlike uvicorn's, does not raise the signal again when all is done."""
-        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGTERM, signal.SIGINT)}
+        handlers: dict[int, Callable[[int, FrameType | None], None]] = {
+            signal.SIGTERM: self.handle_exit,
+            signal.SIGINT: self.handle_exit,
+            signal.SIGALRM: lambda *_: setattr(self, "should_exit", True),
+        }
+        before = {sig: signal.signal(sig, handler) for sig, handler in handlers.items()}
         try:
             yield
         finally:
@@ -70,38 +85,73 @@ def run(
     Raises:
         RankloomError: a broken folder, a taken port, a state that cannot be used, or a public address without a key.
     """
-    import torch
-
-    settings = settings or ServerSettings()
-    api_key = key_for(host, keys=bool(settings.keys))
+    settings = replace(settings or ServerSettings(), state=state, asked=model_path)
+    keys = KeyRing(list(settings.keys), master=key_for(host, keys=bool(settings.keys)))
     logs.set_up("json" if log == "json" else "quiet")
-    # one thread asks the model and one answers HTTP: on a busy machine a second one inside torch makes both slower
-    torch.set_num_threads(1)
-    pointer = Path(f"{state}.models.json") if state is not None and "://" not in str(state) else None
-    folder = model_path if pointer is None else pointed_to(pointer, model_path)
-    if folder != model_path:
-        say(f"serving {folder}: it was deployed over {model_path} before the restart")
-    try:
-        model = Rankloom.from_pretrained(folder)
-    except RankloomError as error:
-        if folder == model_path:
-            raise
-        say(f"{error.message}; serving {model_path} instead")
-        folder = model_path
-        model = Rankloom.from_pretrained(folder)
     listener = bind(host, port)
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "rankloom.serving.back", str(theirs.fileno())]
+    back = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    theirs.close()
     try:
-        app = create_app(
-            model, replace(settings, state=state, api_key=api_key, folder=folder, asked=model_path, pointer=pointer)
-        )
-        serving: Serving = app.state.serving
-        serving.warm_up()
-    except BaseException:
+        asyncio.run(_serve(listener, ours, settings, keys, host=host, drain_s=drain_s, log=log, say=say))
+        back.wait(timeout=60)
+    finally:
         listener.close()
-        raise
+        if back.poll() is None:
+            back.kill()
+            back.wait()
+
+
+async def _serve(
+    listener: socket.socket,
+    end: socket.socket,
+    settings: ServerSettings,
+    keys: KeyRing,
+    *,
+    host: str,
+    drain_s: float,
+    log: str,
+    say: Callable[[str], None],
+) -> None:
+    channel = await Channel.open(end)
+    channel.send(0, READY, {**settings.to_head(), "log": log})
+    first = await channel.receive()
+    if first is None:
+        raise RankloomError(
+            "the model's process ended before it was ready",
+            place=str(settings.asked),
+            action="see what it wrote above",
+            code="model-process",
+        )
+    if first[1] == FAILED:
+        raise RankloomError(first[2]["message"], place=first[2]["place"], action=first[2]["action"], code=first[2]["code"])
+    metrics = Metrics(only=FRONT)
+    front = Front(channel, metrics, settings.batching)
+    gate = Gate(front, keys=keys, metrics=metrics, busy=front.busy)
+    reading = asyncio.create_task(front.read())
+    gc.collect()
+    gc.freeze()  # no collection walks what is there for good
     listener.listen(2048)  # whoever reads the address below may connect at once
     say(f"open http://{host}:{listener.getsockname()[1]}/   (stop with Ctrl-C)")
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, date_header=False, timeout_graceful_shutdown=30
-    )
-    Server(config, serving, drain_s=drain_s).run(sockets=[listener])
+        gate, log_level="warning", access_log=False, server_header=False, date_header=False, lifespan="off",
+        timeout_graceful_shutdown=30,
+    )  # fmt: skip
+    server = Server(config, front, drain_s=drain_s)
+
+    async def end_with_the_model() -> None:
+        await front.lost.wait()
+        server.should_exit = True
+
+    watching = asyncio.create_task(end_with_the_model())
+    await server.serve(sockets=[listener])
+    watching.cancel()
+    lost = front.lost.is_set()
+    channel.close()
+    reading.cancel()
+    if lost:
+        raise RankloomError(
+            "the model's process has ended", place=str(settings.asked), action="see what it wrote above, and start again",
+            code="model-process",
+        )  # fmt: skip
