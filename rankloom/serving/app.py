@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from rankloom import __version__
+from rankloom.data.filters import parse_filter
 from rankloom.data.schema import EVENT_KINDS
 from rankloom.errors import RankloomError
 from rankloom.recommender import Rankloom
@@ -101,10 +102,8 @@ class Serving:
         self._follower: threading.Thread | None = None
 
     def _check_scenario(self, name: str, scenario: Scenario) -> None:
-        # a copy: the snapshot itself belongs to the thread that asks the model
+        # not the snapshot's own masks: they belong to the thread that asks the model
         if scenario.filter:
-            from rankloom.data.filters import parse_filter
-
             parse_filter(scenario.filter).mask(self.registry.routing.current.snapshot.model.items)
 
     def warm_up(self) -> None:

@@ -52,13 +52,13 @@ class BatchSettings:
     Attributes:
         max_batch: requests answered together.
         max_weight: beam rows answered together.
-        max_queue: requests that may wait. Two batches keep the model busy; more would only make everybody late.
+        max_queue: requests that may wait: enough to live through a hiccup, and not more than a deadline can hold.
         deadline_s: what a request is given that names no deadline.
     """
 
     max_batch: int = 32
     max_weight: int = 8192
-    max_queue: int = 64
+    max_queue: int = 192
     deadline_s: float = 1.0
 
 

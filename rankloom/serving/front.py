@@ -12,11 +12,15 @@ batch while it still works. So the other process is disturbed once a batch.
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections import deque
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, SimpleNamespace
 from typing import Any, Final
 
+import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from rankloom.serving.batching import BatchSettings, OverloadedError
@@ -170,3 +174,38 @@ async def _body(receive: Receive) -> bytes | None:
         parts.append(message.get("body", b""))
         if not message.get("more_body"):
             return b"".join(parts)
+
+
+class Server(uvicorn.Server):
+    """On SIGTERM or SIGINT: not ready at once; after `drain_s` no new connections; what runs is answered; exit status 0."""
+
+    def __init__(self, config: uvicorn.Config, front: Front, *, drain_s: float = 0.0) -> None:
+        super().__init__(config)
+        self._front = front
+        self._drain_s = drain_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A second signal does not wait."""
+        if self._front.draining:
+            self.force_exit = self.should_exit = True
+            return
+        self._front.draining = True
+        if self._drain_s > 0:
+            signal.setitimer(signal.ITIMER_REAL, self._drain_s)
+        else:
+            self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Unlike uvicorn's, does not raise the signal again when all is done."""
+        handlers: dict[int, Callable[[int, FrameType | None], None]] = {
+            signal.SIGTERM: self.handle_exit,
+            signal.SIGINT: self.handle_exit,
+            signal.SIGALRM: lambda *_: setattr(self, "should_exit", True),
+        }
+        before = {sig: signal.signal(sig, handler) for sig, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)

@@ -24,7 +24,6 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from rankloom.data.filters import parse_filter
 from rankloom.errors import RankloomError
 from rankloom.serving.contract import Body
 from rankloom.serving.state import StateStore
@@ -115,7 +114,7 @@ def read_scenarios(path: Path | None) -> dict[str, Scenario]:
     """Scenarios of a YAML file.
 
     Raises:
-        RankloomError: no such file, no YAML, an unknown setting, a filter that cannot be read.
+        RankloomError: no such file, no YAML, an unknown setting. Filters are checked against the catalogue, later.
     """
     if path is None:
         return {}
@@ -132,7 +131,4 @@ def read_scenarios(path: Path | None) -> dict[str, Scenario]:
         raise RankloomError(
             f"the scenarios cannot be read: {fact}", place=str(path), action="see docs/serving.md", code="scenario-file"
         ) from None
-    for value in own.values():
-        if value.filter:
-            parse_filter(value.filter)
     return own

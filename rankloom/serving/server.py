@@ -9,65 +9,22 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-
-import uvicorn
 
 from rankloom.errors import RankloomError
 from rankloom.serving import logs
 from rankloom.serving.channel import FAILED, READY, Channel
-from rankloom.serving.front import Front
-from rankloom.serving.gate import Gate
 from rankloom.serving.http import bind, key_for
 from rankloom.serving.keys import KeyRing
 from rankloom.serving.metrics import FRONT, Metrics
 from rankloom.serving.settings import ServerSettings
 
-__all__ = ["Server", "bind", "run"]
-
-
-class Server(uvicorn.Server):
-    """Ends as the module's docstring says."""
-
-    def __init__(self, config: uvicorn.Config, front: Front, *, drain_s: float = 0.0) -> None:
-        super().__init__(config)
-        self._front = front
-        self._drain_s = drain_s
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A second signal does not wait."""
-        if self._front.draining:
-            self.force_exit = self.should_exit = True
-            return
-        self._front.draining = True
-        if self._drain_s > 0:
-            signal.setitimer(signal.ITIMER_REAL, self._drain_s)
-        else:
-            self.should_exit = True
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Unlike uvicorn's, does not raise the signal again when all is done."""
-        handlers: dict[int, Callable[[int, FrameType | None], None]] = {
-            signal.SIGTERM: self.handle_exit,
-            signal.SIGINT: self.handle_exit,
-            signal.SIGALRM: lambda *_: setattr(self, "should_exit", True),
-        }
-        before = {sig: signal.signal(sig, handler) for sig, handler in handlers.items()}
-        try:
-            yield
-        finally:
-            for sig, handler in before.items():
-                signal.signal(sig, handler)
-
+__all__ = ["bind", "run"]
 
 def run(
     model_path: Path,
@@ -114,6 +71,12 @@ async def _serve(
     log: str,
     say: Callable[[str], None],
 ) -> None:
+    # while the model is loaded
+    import uvicorn
+
+    from rankloom.serving.front import Front, Server
+    from rankloom.serving.gate import Gate
+
     channel = await Channel.open(end)
     channel.send(0, READY, {**settings.to_head(), "log": log})
     first = await channel.receive()
