@@ -132,7 +132,7 @@ class LiveServer:
 
 @dataclass
 class Sent:
-    """What one request met. `intended` and `sent` in seconds since the start; `body` where it was kept."""
+    """What one request met; `intended`, `sent` and `done` in seconds since the start."""
 
     intended: float
     sent: float
@@ -140,7 +140,6 @@ class Sent:
     status: int
     retry_after: bool
     number: int
-    body: bytes = b""
 
     @property
     def latency(self) -> float:
@@ -191,7 +190,7 @@ async def _drive(
     moments: Sequence[float] | None,
     seconds: float,
     connections: int,
-    keep: bool,
+    note: Callable[[int, int, bytes], None] | None,
     tick: Callable[[float], Any] | None,
 ) -> Load:
     idle: list[_Connection] = []
@@ -205,13 +204,17 @@ async def _drive(
 
     async def one(number: int, intended: float) -> None:
         try:
+            while idle and idle[-1].reader.at_eof():  # closed by the server while it was idle
+                idle.pop().writer.close()
             own = idle.pop() if idle else await connect()
         except OSError:
             sent.append(Sent(intended, intended, time.perf_counter() - start, 0, False, number))
             return
         at = time.perf_counter() - start
         status, hint, body = await own.ask(requests[number % len(requests)])
-        sent.append(Sent(intended, at, time.perf_counter() - start, status, hint, number, body if keep else b""))
+        sent.append(Sent(intended, at, time.perf_counter() - start, status, hint, number))
+        if note is not None:
+            note(number, status, body)
         if status:
             idle.append(own)
         else:
@@ -254,17 +257,17 @@ def open_loop(
     rate: float,
     seconds: float,
     seed: int = 0,
-    keep: bool = False,
+    note: Callable[[int, int, bytes], None] | None = None,
     tick: Callable[[float], Any] | None = None,
 ) -> Load:
-    """Poisson arrivals at `rate` a second; `tick` is called twice a second with the time."""
+    """Poisson arrivals at `rate` a second; `tick` is called twice a second with the time, `note` with every reply."""
     rng = random.Random(seed)
     moments, at = [], 0.0
     while (at := at + rng.expovariate(rate)) < seconds:
         moments.append(at)
-    return asyncio.run(_drive(port, requests, moments, seconds, 32, keep, tick))
+    return asyncio.run(_drive(port, requests, moments, seconds, 32, note, tick))
 
 
 def closed_loop(port: int, requests: Sequence[bytes], *, connections: int, seconds: float) -> Load:
     """So many callers, each with its next request as soon as the last is answered: the peak of what is served."""
-    return asyncio.run(_drive(port, requests, None, seconds, connections, False, None))
+    return asyncio.run(_drive(port, requests, None, seconds, connections, None, None))

@@ -100,6 +100,7 @@ async def _serve(
     config = uvicorn.Config(
         gate, log_level="warning", access_log=False, server_header=False, date_header=False, lifespan="off",
         timeout_graceful_shutdown=30,
+        timeout_keep_alive=75,  # longer than a load balancer keeps its own side, which would meet a closed one
     )  # fmt: skip
     server = Server(config, front, drain_s=drain_s)
 
