@@ -79,13 +79,16 @@ class Bench:
         return self._market
 
     def expert(self, gamma: float = DEFAULT_GAMMA) -> PathwiseController:
-        """The expert of one objective: trained once."""
+        """The expert of one objective: trained once, for all benchmarks."""
         stamp = fingerprint(ROOT / source for source in sources())
-        folder = self.bench.store.folder / f"expert-{stamp}-gamma{gamma:g}"
+        own = self.bench.store.folder
+        experts = own if self.bench.args.cells else own.parent.parent / "bidding_experts" / own.name
+        folder = experts / f"expert-{stamp}-gamma{gamma:g}"
         if not folder.is_dir():
             trained = train_expert(self.market(), gamma=gamma, effort=self.effort, quiet=True)
-            for old in self.bench.store.folder.glob(f"expert-*-gamma{gamma:g}"):
+            for old in experts.glob(f"expert-*-gamma{gamma:g}"):
                 shutil.rmtree(old)
+            experts.mkdir(parents=True, exist_ok=True)
             save_bidder(folder, trained)
         found = load_bidder(folder)
         assert isinstance(found, PathwiseController)
