@@ -28,7 +28,7 @@ from rankloom.bidding.training import (
     train_expert,
 )
 from rankloom.bidding.trajectories import read_trajectories
-from rankloom.files import atomic_folder
+from rankloom.files import atomic_folder, sha256_file
 from rankloom.training.processor import keep_freed_memory
 
 _SHARED = (
@@ -58,18 +58,18 @@ def recorded_days() -> list[MarketDay]:
 class Bench:
     """Markets and experts of a benchmark, kept beside its cells and made anew when the sources change."""
 
-    def __init__(self, bench: Benchmark) -> None:
+    def __init__(self, bench: Benchmark, log: Path | None = None) -> None:
         keep_freed_memory()
         self.bench = bench
         self.effort = effort(bench)
         self._market: Market | None = None
-        self._log = log_path()
+        self.log = log or log_path()
 
     def market(self) -> Market:
         """The training periods as response curves (in a quick run six periods of them)."""
         if self._market is None:
-            logged = read_trajectories(self._log)
-            path: Any = self._log
+            logged = read_trajectories(self.log)
+            path: Any = self.log
             if self.bench.quick:
                 wanted = sorted(set(logged.period_N.tolist()))[:5]
                 logged = logged.select(np.isin(logged.period_N, wanted))
@@ -80,7 +80,7 @@ class Bench:
 
     def expert(self, gamma: float = DEFAULT_GAMMA) -> PathwiseController:
         """The expert of one objective: trained once, for all benchmarks."""
-        stamp = fingerprint(ROOT / source for source in sources())
+        stamp = f"{fingerprint(ROOT / source for source in sources())}-{sha256_file(self.log)[:8]}"
         own = self.bench.store.folder
         experts = own if self.bench.args.cells else own.parent.parent / "bidding_experts" / own.name
         folder = experts / f"expert-{stamp}-gamma{gamma:g}"
@@ -97,7 +97,7 @@ class Bench:
     def experience(self, *, seed: int, gamma: float = DEFAULT_GAMMA, source: str = "rebuilt") -> Experience:
         """The population of a seed, or the logged days."""
         if source == "log":
-            return gather_experience(self._log, source="log", gamma=gamma, seed=seed)
+            return gather_experience(self.log, source="log", gamma=gamma, seed=seed)
         return populate(self.market(), self.expert(gamma), gamma=gamma, effort=self.effort, seed=seed)
 
     def keep(self, name: str, controller: Any) -> Path:
