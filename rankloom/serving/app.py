@@ -48,7 +48,7 @@ from rankloom.serving.gate import Gate
 from rankloom.serving.http import problem
 from rankloom.serving.keys import KeyRing
 from rankloom.serving.metrics import BACK, Metrics
-from rankloom.serving.registry import Registry
+from rankloom.serving.registry import RefusedModelError, Registry
 from rankloom.serving.scenarios import Scenario, Scenarios
 from rankloom.serving.service import Service
 from rankloom.serving.settings import ServerSettings
@@ -57,8 +57,7 @@ from rankloom.serving.state import StateStore, StateUnavailableError, StoredEven
 _HERE = Path(__file__).parent
 _log = logging.getLogger("rankloom.serving")
 _STATUS: Final = {
-    "deployment-running": 409, "nothing-to-promote": 409, "nothing-before": 409, "model-missing": 422, "model-foreign": 422,
-    "model-version": 422, "model-incomplete": 422, "model-damaged": 422, "model-mismatch": 422, "model-unfit": 422,
+    "deployment-running": 409, "nothing-to-promote": 409, "nothing-before": 409,
     "write-failed": 503, "state-unavailable": 503, "overloaded": 503, "deadline-passed": 503,
 }  # fmt: skip
 Id = Annotated[str, PathPart(min_length=1, max_length=200)]
@@ -225,7 +224,7 @@ def create_app(model: Rankloom, settings: ServerSettings | None = None, **more: 
 
     @app.exception_handler(RankloomError)
     async def told(_: Request, error: RankloomError) -> Response:
-        status = _STATUS.get(error.code, 400)
+        status = _STATUS.get(error.code, 422 if isinstance(error, RefusedModelError) else 400)
         after = error.retry_after if isinstance(error, OverloadedError) else 1.0 if status == 503 else None
         return problem(status, error.code, error.message, field=error.place, action=error.action, retry_after=after)
 

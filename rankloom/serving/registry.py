@@ -37,6 +37,10 @@ _log = logging.getLogger("rankloom.serving")
 _NICE = 10  # loading and copying yield to answering
 
 
+class RefusedModelError(RankloomError):
+    """A model folder that is not put to use; the code says why, `place` which file."""
+
+
 @dataclass(frozen=True)
 class Version:
     """A loaded model folder with its present snapshot."""
@@ -273,12 +277,14 @@ class Registry:
             snapshot = self._up_to_date(snapshot)
             snapshot.probe()
             snapshot.warm_up(self._rules())
-        except RankloomError:
-            raise
+        except RankloomError as error:
+            raise RefusedModelError(
+                error.message, place=error.place or str(folder), action=error.action, code=error.code
+            ) from error
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:  # polars ends a panic of its own with a BaseException
-            raise RankloomError(
+            raise RefusedModelError(
                 f"the model folder {folder.name} cannot be used: {type(error).__name__}: {str(error).partition(chr(10))[0][:300]}",
                 place=str(folder),
                 action="copy the folder again, whole, or train again",
@@ -306,7 +312,7 @@ class Registry:
         except (OSError, ValueError):
             inside = False
         if not inside:
-            raise RankloomError(
+            raise RefusedModelError(
                 f"{name!r} is no folder below {self.root}",
                 place="folder",
                 action=f"put the model folder into {self.root} and give its name",

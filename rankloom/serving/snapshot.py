@@ -187,8 +187,8 @@ class Snapshot:
 def unfit(fact: str) -> RankloomError:
     """A model folder that is whole and does not work."""
     return RankloomError(
-        f"the model does not pass its probe: {fact}", place="folder", action="train again; the serving model stays", code="model-unfit"
-    )  # fmt: skip
+        f"the model does not pass its probe: {fact}", action="train again; the serving model stays", code="model-unfit"
+    )
 
 
 def items_frame(items: Sequence[dict[str, Any]]) -> pl.DataFrame:
