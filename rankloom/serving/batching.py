@@ -103,6 +103,8 @@ class Batcher(Generic[Q, R]):
 
     def check(self, deadline_s: float | None = None) -> None:
         """Raises OverloadedError where a request that comes now would be refused. Cheap: nothing was read yet."""
+        if not self._queue and self._busy_since is None:
+            return  # however slow the last batch was: only by answering does one learn that the next is not
         wait = self.wait_s()
         full = len(self._queue) >= self.settings.max_queue
         if full or wait > (self.settings.deadline_s if deadline_s is None else deadline_s):
