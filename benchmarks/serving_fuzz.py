@@ -262,8 +262,9 @@ SCENARIOS = {
 class Unreliable:
     """A model that now and then fails, and now and then forgets every rule."""
 
-    def __init__(self, model: Rankloom, seed: int) -> None:
+    def __init__(self, model: Rankloom, seed: int, *, lies: float) -> None:
         self.answer = model.recommend_batch
+        self.lies = lies
         self.rng = random.Random(seed)
         self.failed = self.lied = 0
 
@@ -272,17 +273,17 @@ class Unreliable:
         if chance < 0.03:
             self.failed += 1
             raise RuntimeError("out of order")
-        if chance < 0.10:
+        if chance < 0.03 + self.lies:
             self.lied += len(requests)
             return self.answer([Request(user=r.user, k=r.k, seen="allow") for r in requests])
         return self.answer(requests)
 
 
-async def rules(model: Path, n: int, seed: int) -> Counter[str]:
-    """Chains of pages under random rules, each list checked by the oracle."""
+async def rules(model: Path, n: int, seed: int, *, lies: float = 0.07) -> Counter[str]:
+    """Chains of pages under random rules, each list checked by the oracle; `lies` is the share of batches without rules."""
     rng = random.Random(seed)
     own = Rankloom.from_pretrained(model)
-    unreliable = Unreliable(own, seed)
+    unreliable = Unreliable(own, seed, lies=lies)
     app = application(model)
     serving = app.state.serving
     rows: dict[str, Row] = {row["item_id"]: row for row in own.items.to_dicts()}
@@ -327,6 +328,7 @@ async def rules(model: Path, n: int, seed: int) -> Counter[str]:
 
     extra = [f"visitor-{k}" for k in range(20)]
     while count["requests"] < n:
+        serving.registry.routing.current.snapshot.model.recommend_batch = unreliable_of(serving, unreliable)
         await asyncio.gather(*(chain() for _ in range(64)))
         # between two waves: people act, prices change, items come and go
         batch = [{"user_id": rng.choice(extra), "item_id": rng.choice(list(rows)), "event": "view"} for _ in range(5)]
@@ -338,7 +340,6 @@ async def rules(model: Path, n: int, seed: int) -> Counter[str]:
             price = rng.randrange(1, 90) * 1_000_000
             await local.json("PUT", "/v1/items", {"items": [{"item_id": item["item_id"], "title": item["title"], "price_micros": price}]})
             rows[item["item_id"]] = {**item, "price_micros": price}
-        serving.registry.routing.current.snapshot.model.recommend_batch = unreliable_of(serving, unreliable)
     count["model failed"], count["model lied"] = unreliable.failed, unreliable.lied
     serving.close()
     return count

@@ -3,7 +3,9 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rankloom.data.filters import parse_filter
 from rankloom.errors import RankloomError
 from rankloom.recommender import Rankloom
 from rankloom.serving.app import create_app
@@ -298,3 +301,70 @@ def test_a_public_address_needs_a_key_and_a_port_must_be_free(
     with pytest.raises(RankloomError, match="cannot listen"):
         bind("127.0.0.1", taken.getsockname()[1])
     taken.close()
+
+
+def test_pages_follow_one_another_without_repeats_to_the_end(client: TestClient, model: Rankloom) -> None:
+    body: dict[str, Any] = {"user_id": model.users[0], "k": 40, "filter": "price < 60"}
+    shown: list[str] = []
+    while True:
+        reply = client.post("/v1/recommend", json=body).json()
+        shown += [item["item_id"] for item in reply["items"]]
+        if reply["next_cursor"] is None:
+            break
+        body["cursor"] = reply["next_cursor"]
+        body["k"] = 30  # the size of a page may change
+    assert len(set(shown)) == len(shown)
+    everything = parse_filter("price < 60").mask(model.items)
+    assert set(shown) == {item for item, ok in zip(model.items["item_id"], everything, strict=True) if ok}
+    other = client.post("/v1/recommend", json={**body, "filter": "price < 59"})
+    assert (other.status_code, other.json()["code"]) == (400, "cursor-mismatch")
+    assert client.post("/v1/recommend", json={"cursor": "nonsense"}).json()["code"] == "cursor-invalid"
+
+
+def test_request_ids_and_deadlines(client: TestClient) -> None:
+    reply = client.post("/v1/recommend", json={}, headers={"X-Request-Id": "mine"})
+    assert reply.headers["x-request-id"] == reply.json()["request_id"] == "mine"
+    for bad in ("no spaces", "x" * 200):
+        assert client.post("/v1/recommend", json={}, headers={"X-Request-Id": bad}).json()["request_id"] != bad
+    assert client.get("/v1/nothing").headers["x-request-id"]
+    for bad in ("0", "-1", "x", "99999999999"):
+        told = client.post("/v1/recommend", json={}, headers={"X-Deadline-Ms": bad})
+        assert (told.status_code, told.json()["field"]) == (422, "X-Deadline-Ms")
+    assert client.post("/v1/recommend", json={}, headers={"X-Deadline-Ms": "60000"}).status_code == 200
+
+
+def test_an_event_keeps_all_that_it_says(client: TestClient, model: Rankloom) -> None:
+    event = {"event_id": "e", "user_id": "u", "item_id": model.items["item_id"][0], "event": "purchase", "position": 3,
+             "query": "tea", "request_id": "r-1", "value": 12.5, "watch_s": 2.0, "surface": "search"}  # fmt: skip
+    assert client.post("/v1/events", json={"events": [event]}).json()["accepted"] == 1
+    kept = asdict(client.app.state.serving.store.people(["u"])[0].events[0])  # type: ignore[attr-defined]
+    kept.pop("timestamp")
+    assert kept == event
+    assert client.post("/v1/events", json={"events": [{**event, "event_id": ""}]}).status_code == 422
+
+
+def test_every_example_of_the_contract_runs(model: Rankloom, model_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_path, tmp_path / "model-2")
+    app = create_app(model, state=tmp_path / "state", folder=tmp_path / "model")
+    with TestClient(app) as client:
+        page = client.get("/openapi.json").json()
+        schemas, run = page["components"]["schemas"], 0
+        for path, operations in page["paths"].items():
+            for method, operation in operations.items():
+                body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+                schema = body.get("schema", {})
+                own = schemas.get(schema.get("$ref", "").rpartition("/")[2], schema)
+                examples = [body["example"]] if "example" in body else own.get("examples", [])
+                for example in examples:
+                    reply = client.request(method, path, json=example)
+                    assert reply.status_code == 200, (path, example, reply.text)
+                    run += 1
+        assert run >= 6
+
+
+def test_requests_that_the_contract_allows_get_replies_that_it_allows(model_path: Path) -> None:
+    from tests.test_benchmarks import load
+
+    count, wrong = load("serving_fuzz").schemathesis_runs(model_path, 3)
+    assert count >= 40
+    assert not wrong, wrong[:3]
