@@ -486,5 +486,5 @@ def _default_config(controller: str) -> FitConfig:
     if controller in METHODS:
         return FitConfig(steps=3000, batch=512, learning_rate=1e-3, average=0.995)
     if controller == "cbd":
-        return FitConfig(steps=900, batch=48, learning_rate=2e-3, average=0.99)
+        return FitConfig(steps=600, batch=48, learning_rate=2e-3, average=0.99)
     return FitConfig()

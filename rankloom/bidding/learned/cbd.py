@@ -85,8 +85,8 @@ class CbdConfig:
     align_samples: int = 10
     noise: float = 1.0
     level: float = 0.8
-    near_weight: float = 8.0
-    own_weight: float = 10.0
+    near_weight: float = 20.0
+    own_weight: float = 60.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.sampling_steps <= self.diffusion_steps:
@@ -438,7 +438,7 @@ def train_cbd(
         trajectories: the ones `data` was prepared from (their spending shape is a property).
     """
     cbd = cbd or CbdConfig()
-    config = config or FitConfig(steps=900, batch=48, learning_rate=2e-3, average=0.99)
+    config = config or FitConfig(steps=600, batch=48, learning_rate=2e-3, average=0.99)
     torch.manual_seed(seed)
     score_N = data.return_NT[:, 0]
     properties_NC = trajectory_properties(trajectories, score_N)
@@ -504,7 +504,7 @@ def distil(
     step alone. For control the mean is also the better plan: a sampled day carries the noise of the bidders it was learned from, and a
     planner that samples anew every tick adds that noise to its multiplier every tick. Since the noise tells nothing, the student starts from its mean, 0.
     """
-    config = config or FitConfig(steps=600, batch=48, learning_rate=1e-3, average=0.99)
+    config = config or FitConfig(steps=1500, batch=64, learning_rate=1.5e-3, average=0.99)
     torch.manual_seed(seed)
     student = CbdController(
         normaliser=teacher.normaliser,
