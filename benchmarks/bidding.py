@@ -178,12 +178,12 @@ def shaken(bench: Benchmark, names: list[str], labels: dict[str, str], paths: li
 
 
 def live(bench: Benchmark, names: list[str], labels: dict[str, str]) -> None:
-    """A twelfth of the seats of a simulated market, where rivals react; then with rivals' budgets x1.1."""
-    seats = np.arange(3, 48, 12)
+    """A sixth of the seats of a simulated market, where rivals react; then with rivals' budgets x1.1."""
+    seats = np.arange(3, 48, 6)
     for name in names:
         for factor in (1.0, 1.1):
             found = []
-            for seed in range(4):
+            for seed in range(2):
                 key = {"live": labels[name], "seed": seed, "rival budgets": factor, "bidder": stamp(name)}
                 found.append(outcome(bench.cell(key, partial(play_live, name, seats, seed, factor))))
             own = concatenate(found)
