@@ -338,3 +338,27 @@ def test_scenarios_are_defined_live_kept_and_refused_when_unknown(client: TestCl
         assert again.delete("/v1/scenarios/home").json() == {"removed": "home"}
         assert again.post("/v1/recommend", json={"scenario": "home"}).json()["code"] == "scenario-unknown"
         assert json.dumps(again.get("/v1/scenarios").json())
+
+
+def test_two_servers_share_one_state(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.serving.stores import skip_without_valkey, valkey_server
+
+    skip_without_valkey()
+    monkeypatch.chdir(tmp_path)
+    with valkey_server(tmp_path / "valkey") as (address, _):
+        apps = [create_app(Rankloom.from_pretrained(root / "a"), state=address) for _ in range(2)]
+        with TestClient(apps[0]) as one, TestClient(apps[1]) as two:
+            event = {"event_id": "e", "user_id": "ada", "item_id": ask(one)["items"][0]["item_id"], "event": "click"}
+            assert one.post("/v1/events", json={"events": [event]}).json()["accepted"] == 1
+            assert two.post("/v1/events", json={"events": [event]}).json()["duplicate"] == 1
+            assert len(two.get("/v1/console/users/ada").json()["history"]) == 1
+            version = one.put("/v1/items", json={"items": [{"item_id": "live", "title": "Tea"}]}).json()["catalogue_version"]
+            one.put("/v1/scenarios/home", json={"filter": 'item_id == "live"'})
+            registry, scenarios = serving_of(two).registry, serving_of(two).scenarios
+            registry.refresh()  # what the server does four times a second
+            scenarios.refresh()
+            reply = ask(two, scenario="home")
+            assert [item["item_id"] for item in reply["items"]] == ["live"]
+            assert reply["catalogue_version"] == version
+            one.delete("/v1/users/ada")
+            assert two.get("/v1/console/users/ada").json()["history"] == []
