@@ -333,6 +333,19 @@ def models_rollback(server: Server = _HERE, as_json: AsJson = False) -> None:
     _models_step("rollback", server, as_json)
 
 
+@models_app.command("forget", epilog="Example: rankloom models forget demo/model --state demo/events.sqlite")
+def models_forget(
+    folder: Annotated[Path, typer.Argument(help="A model folder; deploy it again afterwards.")],
+    state: Annotated[str, typer.Option("--state", help="The server's state, whose tombstones say who.")],
+    as_json: AsJson = False,
+) -> None:
+    """Take people who asked to be forgotten out of a model folder's histories."""
+    from rankloom.serving.forget import forget
+
+    removed, version = forget(folder, state)
+    print(json.dumps({"removed": removed, "model_version": version}) if as_json else f"{removed} people; version {version}")
+
+
 @models_app.command("stop", epilog="Example: rankloom models stop")
 def models_stop(server: Server = _HERE, as_json: AsJson = False) -> None:
     """Take canary and shadow away."""

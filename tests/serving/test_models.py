@@ -362,3 +362,31 @@ def test_two_servers_share_one_state(root: Path, tmp_path: Path, monkeypatch: py
             assert reply["catalogue_version"] == version
             one.delete("/v1/users/ada")
             assert two.get("/v1/console/users/ada").json()["history"] == []
+
+
+def test_forgotten_people_leave_the_model_folder_too(model_path: Path, model: Rankloom, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from rankloom.cli import app as cli
+    from rankloom.serving.sqlite_store import SqliteStore
+
+    folder, state = tmp_path / "model", tmp_path / "state"
+    shutil.copytree(model_path, folder)
+    ada, bob = model.users[:2]
+    store = SqliteStore(state)
+
+    def forget() -> Any:
+        done = CliRunner().invoke(cli, ["models", "forget", str(folder), "--state", str(state), "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.output)
+
+    assert forget() == {"removed": 0, "model_version": model.model_version}
+    store.delete_user(ada)
+    told = forget()
+    assert told["removed"] == 1
+    assert told["model_version"] != model.model_version
+    own = Rankloom.from_pretrained(folder)
+    assert own.model_version == told["model_version"]
+    assert (own.history_of(ada), bool(own.history_of(bob))) == ([], True)
+    assert forget()["removed"] == 0
+    store.close()
