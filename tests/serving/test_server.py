@@ -53,7 +53,7 @@ def test_a_life_of_a_server(root: Path, tmp_path: Path, monkeypatch: pytest.Monk
         assert server.ask("POST", "/v1/recommend", {})[1]["code"] == "key-missing"
         status, first = server.ask("POST", "/v1/recommend", {"scenario": "home", "k": 3}, **web, **{"x-request-id": "mine-1"})
         assert (status, first["request_id"], len(first["items"])) == (200, "mine-1", 3)
-        event = {"event_id": "e1", "user_id": "ada", "item_id": first["items"][0]["item_id"], "event": "click"}
+        event = {"event_id": "e1", "user_id": "zaphod", "item_id": first["items"][0]["item_id"], "event": "click"}
         assert server.ask("POST", "/v1/events", {"events": [event]}, **web)[1]["accepted"] == 1
         status, told = server.ask("GET", "/v1/models", **web)
         assert (status, told["code"]) == (403, "scope-missing")
@@ -108,11 +108,11 @@ def test_a_life_of_a_server(root: Path, tmp_path: Path, monkeypatch: pytest.Monk
         lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
         own = next(line for line in lines if line.get("request_id") == "mine-1")
         assert (own["route"], own["status"], own["key"], own["scenario"]) == ("/v1/recommend", 200, "web", "home")
-        assert "ada" not in server.log.read_text()
+        assert "zaphod" not in server.log.read_text()
 
         server.start()  # the same command serves what was promoted, and knows what happened
         assert server.ask("GET", "/readyz")[1]["model_version"] == now["model_version"]
-        reply = server.ask("POST", "/v1/recommend", {"user_id": "ada", "scenario": "home", "k": 3}, **web)[1]
+        reply = server.ask("POST", "/v1/recommend", {"user_id": "zaphod", "scenario": "home", "k": 3}, **web)[1]
         assert event["item_id"] not in {item["item_id"] for item in reply["items"]}
 
         # the model's process dies: the server does not stay as a shell
