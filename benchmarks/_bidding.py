@@ -12,21 +12,28 @@ from numpy.typing import NDArray
 
 from rankloom.bidding.bidders import load_bidder, save_bidder
 from rankloom.bidding.day import DayResult
-from rankloom.bidding.learned.base import prepare
-from rankloom.bidding.learned.pathwise import PathwiseController, train_pathwise
-from rankloom.bidding.population import build_population
+from rankloom.bidding.learned.pathwise import PathwiseController
 from rankloom.bidding.protocol import Controller
 from rankloom.bidding.replay import replay
 from rankloom.bidding.score import DEFAULT_GAMMA
 from rankloom.bidding.surrogate import read_log
 from rankloom.bidding.traces import MarketDay, load_traces
-from rankloom.bidding.training import Effort, Experience, Market, gather_experience, populate, rebuild_market
+from rankloom.bidding.training import (
+    Effort,
+    Experience,
+    Market,
+    gather_experience,
+    populate,
+    rebuild_market,
+    train_expert,
+)
 from rankloom.bidding.trajectories import read_trajectories
-from rankloom.files import atomic_folder
+from rankloom.files import atomic_folder, sha256_file
+from rankloom.training.processor import keep_freed_memory
 
 _SHARED = (
     "state", "trajectories", "surrogate", "replay", "day", "score", "responses", "population", "curves", "controllers/mpc",
-    "learned/base", "learned/fitting", "learned/pathwise", "learned/transformer", "learned/decision_transformer",
+    "learned/base", "learned/outlook", "learned/fitting", "learned/pathwise", "learned/transformer", "learned/decision_transformer",
 )  # fmt: skip
 
 
@@ -51,17 +58,18 @@ def recorded_days() -> list[MarketDay]:
 class Bench:
     """Markets and experts of a benchmark, kept beside its cells and made anew when the sources change."""
 
-    def __init__(self, bench: Benchmark) -> None:
+    def __init__(self, bench: Benchmark, log: Path | None = None) -> None:
+        keep_freed_memory()
         self.bench = bench
         self.effort = effort(bench)
         self._market: Market | None = None
-        self._log = log_path()
+        self.log = log or log_path()
 
     def market(self) -> Market:
         """The training periods as response curves (in a quick run six periods of them)."""
         if self._market is None:
-            logged = read_trajectories(self._log)
-            path: Any = self._log
+            logged = read_trajectories(self.log)
+            path: Any = self.log
             if self.bench.quick:
                 wanted = sorted(set(logged.period_N.tolist()))[:5]
                 logged = logged.select(np.isin(logged.period_N, wanted))
@@ -71,22 +79,16 @@ class Bench:
         return self._market
 
     def expert(self, gamma: float = DEFAULT_GAMMA) -> PathwiseController:
-        """The expert of one objective: trained once."""
-        stamp = fingerprint(ROOT / source for source in sources())
-        folder = self.bench.store.folder / f"expert-{stamp}-gamma{gamma:g}"
+        """The expert of one objective: trained once, for all benchmarks."""
+        stamp = f"{fingerprint(ROOT / source for source in sources())}-{sha256_file(self.log)[:8]}"
+        own = self.bench.store.folder
+        experts = own if self.bench.args.cells else own.parent.parent / "bidding_experts" / own.name
+        folder = experts / f"expert-{stamp}-gamma{gamma:g}"
         if not folder.is_dir():
-            market = self.market()
-            first = prepare(build_population(market.curves, market.training_M, None, config=self.effort.population), gamma=gamma)
-            trained, _log = train_pathwise(
-                market.curves,
-                market.training_M,
-                first.normaliser,
-                fallback_target=first.fallback_target,
-                gamma=gamma,
-                config=self.effort.expert,
-            )
-            for old in self.bench.store.folder.glob(f"expert-*-gamma{gamma:g}"):
+            trained = train_expert(self.market(), gamma=gamma, effort=self.effort, quiet=True)
+            for old in experts.glob(f"expert-*-gamma{gamma:g}"):
                 shutil.rmtree(old)
+            experts.mkdir(parents=True, exist_ok=True)
             save_bidder(folder, trained)
         found = load_bidder(folder)
         assert isinstance(found, PathwiseController)
@@ -95,7 +97,7 @@ class Bench:
     def experience(self, *, seed: int, gamma: float = DEFAULT_GAMMA, source: str = "rebuilt") -> Experience:
         """The population of a seed, or the logged days."""
         if source == "log":
-            return gather_experience(self._log, source="log", gamma=gamma, seed=seed)
+            return gather_experience(self.log, source="log", gamma=gamma, seed=seed)
         return populate(self.market(), self.expert(gamma), gamma=gamma, effort=self.effort, seed=seed)
 
     def keep(self, name: str, controller: Any) -> Path:
@@ -135,4 +137,5 @@ def measured(results: list[DayResult]) -> dict[str, Any]:
 
 def mean_of(cells: list[dict[str, Any]], key: str) -> NDArray[np.float64]:
     """(pairs,) the mean over seeds of a figure per (day, seat)."""
-    return np.mean([cell[key] for cell in cells], axis=0)
+    found: NDArray[np.float64] = np.mean([cell[key] for cell in cells], axis=0)
+    return found

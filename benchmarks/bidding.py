@@ -65,7 +65,7 @@ def main() -> int:
     paths = sorted(traces.glob("*_trace.npz"))
     if not paths:
         raise SystemExit(f"no recorded days (*_trace.npz) in {traces}\n  what to do: pass --traces DIR")
-    train_missing(args.train, args.bidders, args.trajectories)
+    train_missing(args.train, args.bidders, bench, args.trajectories)
     names = list(CONTROLLERS)
     names += [str(each) for each in sorted(args.bidders.glob("*")) if (each / "bidder.json").exists()]
     ratios = (1.0,) if bench.quick else BUDGET_RATIOS
@@ -119,13 +119,21 @@ def stamp(name: str) -> str:
     return sha256_file(file)[:12] + (sha256_file(weights)[:12] if weights.exists() else "")
 
 
-def train_missing(kinds: Sequence[str], folder: Path, log: Path | None) -> None:
-    for kind in kinds:
-        if (folder / kind / "bidder.json").exists():
-            continue
-        from rankloom.bidding.training import train_bidder
+def train_missing(kinds: Sequence[str], folder: Path, bench: Benchmark, log: Path | None) -> None:
+    """Trains on one experience: the market, the expert and the perturbed days are the same for all kinds."""
+    missing = [kind for kind in kinds if not (folder / kind / "bidder.json").exists()]
+    if not missing:
+        return
+    from _bidding import Bench
 
-        train_bidder(log or data_folder("bidding", "auctionnet_sim_trajectories.parquet"), kind, folder / kind)
+    from rankloom.bidding.bidders import save_bidder
+    from rankloom.bidding.training import learn
+
+    shop = Bench(bench, log)
+    experience = shop.experience(seed=0)
+    for kind in missing:
+        learned, figures = learn(kind, experience, effort=shop.effort, seed=0, say=print, quiet=True)
+        save_bidder(folder / kind, learned, training={"log": shop.log.name, **figures})
 
 
 def play(name: str, day: MarketDay, ratio: float, shake: str) -> Cell:
@@ -170,12 +178,12 @@ def shaken(bench: Benchmark, names: list[str], labels: dict[str, str], paths: li
 
 
 def live(bench: Benchmark, names: list[str], labels: dict[str, str]) -> None:
-    """A twelfth of the seats of a simulated market, where rivals react; then with rivals' budgets x1.1."""
-    seats = np.arange(3, 48, 12)
+    """A sixth of the seats of a simulated market, where rivals react; then with rivals' budgets x1.1."""
+    seats = np.arange(3, 48, 6)
     for name in names:
         for factor in (1.0, 1.1):
             found = []
-            for seed in range(4):
+            for seed in range(2):
                 key = {"live": labels[name], "seed": seed, "rival budgets": factor, "bidder": stamp(name)}
                 found.append(outcome(bench.cell(key, partial(play_live, name, seats, seed, factor))))
             own = concatenate(found)

@@ -236,13 +236,120 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8080,
     state: Annotated[
-        Path | None, typer.Option("--state", help="Where events are kept (default: MODEL.events.sqlite).")
+        str | None,
+        typer.Option("--state", help="Where events are kept: a file (default: MODEL.events.sqlite), or valkey://HOST:PORT/0."),
     ] = None,
+    keys: Annotated[Path | None, typer.Option("--keys", help="A YAML file of API keys with scopes.")] = None,
+    scenarios: Annotated[Path | None, typer.Option("--scenarios", help="A YAML file of placements and settings.")] = None,
+    models: Annotated[
+        Path | None, typer.Option("--models", help="Folder of further model folders (default: where MODEL lies).")
+    ] = None,
+    deadline_ms: Annotated[
+        int, typer.Option("--deadline-ms", min=1, max=60_000, help="A request that cannot be answered by then is refused.")
+    ] = 1000,
+    drain_s: Annotated[
+        float, typer.Option("--drain-s", min=0, help="Seconds between `not ready` and the end, for load balancers.")
+    ] = 0,
+    log: Annotated[str, typer.Option("--log", help="json (a line a request) or quiet.")] = "quiet",
 ) -> None:
     """Serve a model: HTTP API and the page."""
+    from rankloom.serving.batching import BatchSettings
+    from rankloom.serving.keys import read_keys
+    from rankloom.serving.scenarios import read_scenarios
     from rankloom.serving.server import run
+    from rankloom.serving.settings import ServerSettings
 
-    run(model, host=host, port=port, state=state or model.with_name(model.name + ".events.sqlite"), say=say)
+    if log not in ("json", "quiet"):
+        raise RankloomError(f"no log {log!r}", place="--log", action="choose json or quiet", code="unknown-log")
+    settings = ServerSettings(
+        keys=read_keys(keys), scenarios=read_scenarios(scenarios), root=models,
+        batching=BatchSettings(deadline_s=deadline_ms / 1e3),
+    )  # fmt: skip
+    own = state or model.with_name(model.name + ".events.sqlite")
+    run(model, host=host, port=port, state=own, settings=settings, drain_s=drain_s, log=log, say=say)
+
+
+models_app = typer.Typer(help="Models of a running server: deploy, canary, shadow, back.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+Server = Annotated[str, typer.Option("--server", help="Address of the server; RANKLOOM_API_KEY opens it.")]
+_HERE = "http://127.0.0.1:8080"
+
+
+@models_app.command("list", epilog="Example: rankloom models list --server http://127.0.0.1:8080")
+def models_list(server: Server = _HERE, as_json: AsJson = False) -> None:
+    """What is loaded, what it did, and what happened to it."""
+    from rankloom.serving.client import call
+
+    own = call(server, "GET", "/v1/models")
+    if as_json:
+        print(json.dumps(own, ensure_ascii=False, indent=2))
+        return
+    for version in own["versions"]:
+        share = f" {version['share']:.0%}" if "share" in version else ""
+        print(
+            f"{version['role'] + share:<12} {version['model_version']}  {version['folder'] or '-':<20} "
+            f"{version['replies']:>8,} replies  {version['median_ms']:>7.1f} ms  errors {version['errors']:.1%}"
+        )
+    for event in own["events"][-10:]:
+        print(f"{event['at']}  {event['model_version']} {event['what']} {event['why']}")
+
+
+@models_app.command("deploy", epilog="Example: rankloom models deploy model-2 --canary 0.1")
+def models_deploy(
+    folder: Annotated[str, typer.Argument(help="Name of a folder where the server's models lie.")],
+    canary: Annotated[
+        float | None, typer.Option("--canary", help="Share of people that it answers; guardrails watch it.")
+    ] = None,
+    shadow: Annotated[bool, typer.Option("--shadow", help="It answers unseen.")] = False,
+    server: Server = _HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Put a model folder to use, without a pause."""
+    from rankloom.serving.client import call
+
+    body: dict[str, Any] = {"folder": folder, "mode": "canary" if canary is not None else "shadow" if shadow else "current"}
+    if canary is not None:
+        body["share"] = canary
+    own = call(server, "POST", "/v1/models", body)
+    print(json.dumps(own) if as_json else f"{own['model_version']} is {own['mode']}")
+
+
+def _models_step(path: str, server: str, as_json: bool) -> None:
+    from rankloom.serving.client import call
+
+    own = call(server, "POST", f"/v1/models/{path}")
+    print(json.dumps(own) if as_json else ", ".join(f"{name}: {value}" for name, value in own.items()))
+
+
+@models_app.command("promote", epilog="Example: rankloom models promote")
+def models_promote(server: Server = _HERE, as_json: AsJson = False) -> None:
+    """The canary, else the shadow, answers everybody."""
+    _models_step("promote", server, as_json)
+
+
+@models_app.command("rollback", epilog="Example: rankloom models rollback")
+def models_rollback(server: Server = _HERE, as_json: AsJson = False) -> None:
+    """The previous version answers everybody again."""
+    _models_step("rollback", server, as_json)
+
+
+@models_app.command("forget", epilog="Example: rankloom models forget demo/model --state demo/events.sqlite")
+def models_forget(
+    folder: Annotated[Path, typer.Argument(help="A model folder; deploy it again afterwards.")],
+    state: Annotated[str, typer.Option("--state", help="The server's state, whose tombstones say who.")],
+    as_json: AsJson = False,
+) -> None:
+    """Take people who asked to be forgotten out of a model folder's histories."""
+    from rankloom.serving.forget import forget
+
+    removed, version = forget(folder, state)
+    print(json.dumps({"removed": removed, "model_version": version}) if as_json else f"{removed} people; version {version}")
+
+
+@models_app.command("stop", epilog="Example: rankloom models stop")
+def models_stop(server: Server = _HERE, as_json: AsJson = False) -> None:
+    """Take canary and shadow away."""
+    _models_step("stop", server, as_json)
 
 
 @app.command(epilog="Example: rankloom report model --out report.html")

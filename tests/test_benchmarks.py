@@ -201,3 +201,75 @@ def test_a_killed_training_is_told_by_what_it_left(tmp_path: Path) -> None:
     out.mkdir()
     (out / "config.json").touch()
     assert not crash.whole_or_absent(out)
+
+
+def test_a_lost_event_and_a_person_who_came_back_are_found(tmp_path: Path) -> None:
+    from rankloom.serving.sqlite_store import SqliteStore
+    from tests.serving.stores import event
+
+    crash = load("serving_crash")
+    books = crash.Books(tmp_path / "s")
+    store = SqliteStore(tmp_path / "s")
+    store.append([event("a"), event("b", user="victim")])
+    store.close()
+    books.read(["e a\n"])
+    books.compare()
+    assert (books.lost, books.back, books.unfinished) == (set(), 0, 0)
+    books.read(["e a gone\n", "d 2 7\n", "f victim\n"])
+    books.compare()
+    assert books.lost == {"gone", "item2 = 7"}
+    assert books.back == 2  # no tombstone, and the events are there
+
+
+def test_the_oracle_of_random_rules_agrees_with_the_filter_language() -> None:
+    import random
+
+    import polars as pl
+
+    from rankloom.data.filters import parse_filter
+
+    rules = load("_rules")
+    rng = random.Random(3)
+    rows = [
+        {
+            "item_id": f"i{n}", "title": rng.choice(("Red lamp", "blue TEA", "\u7ea2\u8336 cup")), "brand": rng.choice(("A", "B", None)),
+            "category": rng.choice((["x", "y"], ["z"], None)), "price_micros": rng.choice((None, rng.randrange(10**8))),
+            "duration_s": rng.choice((None, rng.random() * 100)), "in_stock": rng.choice((True, False, None)),
+        }
+        for n in range(60)
+    ]  # fmt: skip
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    for _ in range(400):
+        text, oracle = rules.random_rule(rng, rows)
+        assert parse_filter(text).mask(frame).tolist() == [oracle(row) for row in rows], text
+
+
+def test_reliability_sections_are_replaced_one_by_one_and_not_by_quick_runs(tmp_path: Path) -> None:
+    report = load("_report")
+    page = tmp_path / "page.md"
+    run = bench(tmp_path)
+    run.check("events lost", 0, target=0)
+    report.publish(run, "load", "First", page=page)
+    report.publish(run, "crash", "Second", page=page)
+    report.publish(run, "load", "Third", page=page)
+    text = page.read_text()
+    assert "First" not in text
+    assert text.index("Second") < text.index("Third")
+    assert "| events lost | 0 | 0 | holds |" in text
+    report.publish(bench(tmp_path, "--quick"), "load", "Quick", page=page)
+    assert page.read_text() == text
+
+
+def test_a_broken_server_is_found_by_random_rules(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import asyncio
+
+    from rankloom.serving.service import Service
+
+    fuzz = load("serving_fuzz")
+    found = asyncio.run(fuzz.rules(model_path, 100, 0, lies=0.5))
+    assert not any(found[name] for name in ("rule broken", "excluded shown", "seen shown", "repeated", "5xx"))
+    # without the guard, what a model that forgets the rules says is shown
+    monkeypatch.setattr(Service, "_guard", lambda own, prepared, shown: ([s for s in shown if s.row >= 0], 0))
+    found = asyncio.run(fuzz.rules(model_path, 100, 0, lies=0.5))
+    assert found["rule broken"]
+    assert found["seen shown"]

@@ -21,6 +21,7 @@ from rankloom.bidding.learned.decision_transformer import SequenceController
 from rankloom.bidding.learned.gas import GasController
 from rankloom.bidding.learned.gave import GaveController
 from rankloom.bidding.learned.offline_rl import PolicyController
+from rankloom.bidding.learned.outlook import Outlook
 from rankloom.bidding.learned.pathwise import PathwiseController
 from rankloom.bidding.protocol import SavedController
 from rankloom.bidding.state import STATE, Normaliser
@@ -124,11 +125,16 @@ def build(settings: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Sa
         raise ValueError(f"no bidder is of kind {kind!r}")
     if settings["state_columns"] != list(STATE):
         raise ValueError("its state has other columns than this version builds")
-    tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
+    outlook = None
+    if "outlook" in settings:
+        own = {name.removeprefix("outlook."): value for name, value in arrays.items() if name.startswith("outlook.")}
+        outlook = Outlook.restore(settings["outlook"], own)
+    tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items() if not name.startswith("outlook.")}
     model = KINDS[kind](
         normaliser=Normaliser(tensors.pop("state.mean"), tensors.pop("state.std")),
         fallback_target=float(settings["fallback_target"]),
         name=settings["name"],
+        outlook=outlook,
         **settings["options"],
     )
     model.load_state_dict({name.removeprefix("weights."): value for name, value in tensors.items()})

@@ -3,7 +3,7 @@
 A log shows each campaign-day under one bidder, mostly a mediocre one, and its actions are confounded with who bid. On the
 curves of the same days (`responses`) any bidder can be tried in any seat with any budget. The population mixes
 
-* `expert`: the best bidder at hand (by default the geometric mean of the pathwise policy and MPC) under perturbation: a factor for the whole
+* `expert`: the best bidder at hand (the pathwise policy) under perturbation: a factor for the whole
   day, and noise from tick to tick;
 * `hindsight` (none by default): the best constant of the day, known afterwards, off by a random factor. What it bids is chosen with
   knowledge of the day to come, which a critic cannot tell from an effect of the bid;
@@ -16,7 +16,6 @@ of the expected ones. Only training periods may be given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -34,13 +33,13 @@ class PopulationConfig:
     autoregression): a deviation that lasts some ticks has an effect that can be learned, one that lasts all day is copied."""
 
     hindsight: int = 0
-    expert: int = 5
+    expert: int = 4
     wander: int = 0
     budget_ratios: tuple[float, float] = (0.4, 1.7)
     hindsight_day_sd: float = 0.10
-    expert_day_sd: float = 0.10
-    tick_sd: float = 0.15
-    tick_memory: float = 0.7
+    expert_day_sd: float = 0.05
+    tick_sd: float = 0.12
+    tick_memory: float = 0.3
     wander_day_sd: float = 0.40
     wander_step_sd: float = 0.06
 
@@ -78,22 +77,6 @@ class _Perturbed:
         fresh_N = np.sqrt(1 - self.memory**2) * self.tick_sd * self._rng.standard_normal(n)
         self._noise_N = self.memory * self._noise_N + fresh_N
         return Decision(np.exp(log_N + self._day_N + self._noise_N), ("none",) * n)
-
-
-class GeometricMean:
-    """Controllers that bid together: the mean of their log multipliers. Good bidders err differently; their mean errs less."""
-
-    def __init__(self, members: Sequence[Controller]) -> None:
-        self.name = "expert"
-        self.members = list(members)
-
-    def start(self, campaigns: Campaigns, seed: int) -> None:
-        for member in self.members:
-            member.start(campaigns, seed)
-
-    def decide(self, observation: Observation) -> Decision:
-        logs = [np.log(np.maximum(member.decide(observation).multiplier_N, 1e-9)) for member in self.members]
-        return Decision(np.exp(np.mean(logs, axis=0)), ("none",) * observation.campaigns.n)
 
 
 def build_population(

@@ -35,9 +35,11 @@ from rankloom.bidding.learned.fitting import Checkpointing, FitConfig
 from rankloom.bidding.learned.gas import train_gas
 from rankloom.bidding.learned.gave import GaveConfig, train_gave
 from rankloom.bidding.learned.offline_rl import METHODS, Method, train_policy
-from rankloom.bidding.learned.pathwise import PathwiseController, train_pathwise
-from rankloom.bidding.population import GeometricMean, PopulationConfig, build_population
+from rankloom.bidding.learned.outlook import Outlook
+from rankloom.bidding.learned.pathwise import PathwiseController, Variation, train_pathwise
+from rankloom.bidding.population import PopulationConfig, build_population
 from rankloom.bidding.protocol import (
+    N_TICKS,
     Campaigns,
     Controller,
     Decision,
@@ -53,12 +55,16 @@ from rankloom.bidding.trajectories import Trajectories, read_trajectories
 from rankloom.errors import RankloomError
 from rankloom.files import sha256_file
 from rankloom.progress import track
+from rankloom.training.processor import keep_freed_memory
 
 CONTROLLERS: Final = ("gave", "cbd", "dt", "dt-score", "iql", "cql", "td3-bc", "bc", "gas", "pathwise", "selector")
+WITH_OUTLOOK: Final = ("gave", "cbd", "pathwise")
+"""Learners that stand on MPC (`learned.outlook`); the others are baselines, trained as published."""
 Source = Literal["auto", "rebuilt", "log"]
 HOLD_OUT: Final = 5
 FIDELITY: Final = 0.7
 SAMPLE_FRACTION: Final = 0.06
+EXPERT_MEMBERS, EXPERT_TRUST = 2, 0.7
 
 
 @dataclass(frozen=True)
@@ -75,21 +81,19 @@ class Market:
     fidelity: float
     prior: MarketPrior | None = None
 
-    def experts(self, pathwise: PathwiseController) -> Controller:
-        """The bidder whose perturbed days are learned from: pathwise policy and MPC together."""
-        return pathwise if self.prior is None else GeometricMean([pathwise, MPC(prior=self.prior)])
-
 
 @dataclass(frozen=True)
 class Experience:
     """What learners learn from.
 
     Attributes:
+        data: with the outlook that the learners of `WITH_OUTLOOK` have; plain: the same days without. Where a log alone is used nobody has one.
         market: None where the log alone is used. expert: None likewise.
     """
 
     trajectories: Trajectories
     data: TrainingSet
+    plain: TrainingSet
     market: Market | None
     expert: PathwiseController | None
 
@@ -129,6 +133,28 @@ def held_out(periods: Sequence[int]) -> set[int]:
     """Every fifth of the periods in order; none where there are fewer than five."""
     ordered = sorted(set(periods))
     return {period for place, period in enumerate(ordered) if place % HOLD_OUT == HOLD_OUT - 1}
+
+
+class _Watched:
+    """The expert; what its outlook showed on the days that it played is kept, so that it is not worked out again."""
+
+    def __init__(self, expert: PathwiseController) -> None:
+        self.name = "expert"
+        self.expert = expert
+        self._days: list[torch.Tensor] = []
+
+    def start(self, campaigns: Campaigns, seed: int) -> None:
+        self.expert.start(campaigns, seed)
+
+    def decide(self, observation: Observation) -> Decision:
+        decision = self.expert.decide(observation)
+        if observation.tick == N_TICKS - 1 and self.expert.looked_NSO is not None:
+            self._days.append(self.expert.looked_NSO)
+        return decision
+
+    def looked(self) -> torch.Tensor | None:
+        """(days, T, columns) in the order in which the days were played."""
+        return torch.cat(self._days) if self._days else None
 
 
 class _Logged:
@@ -202,22 +228,42 @@ def gather_experience(
             say(f"rebuilt {len(np.unique(market.curves.period_N))} periods, correlation of spend with the log {market.fidelity:.2f}")
     if market is None or source == "log":
         trajectories = logged.select(~out)
-        return Experience(trajectories, prepare(trajectories, gamma=gamma), None, None)
+        data = prepare(trajectories, gamma=gamma)
+        return Experience(trajectories, data, data, None, None)
     if expert is None:
-        first = build_population(market.curves, market.training_M, None, config=effort.population, seed=seed)
-        scored = prepare(first, gamma=gamma)
-        expert, _log = train_pathwise(
-            market.curves,
-            market.training_M,
-            scored.normaliser,
-            fallback_target=scored.fallback_target,
-            gamma=gamma,
-            config=effort.expert,
-            seed=seed,
-            checkpointing=checkpointing,
-            quiet=quiet,
-        )
+        expert = train_expert(market, gamma=gamma, effort=effort, seed=seed, checkpointing=checkpointing, quiet=quiet)
     return populate(market, expert, gamma=gamma, effort=effort, seed=seed)
+
+
+def train_expert(
+    market: Market,
+    *,
+    gamma: float = DEFAULT_GAMMA,
+    effort: Effort | None = None,
+    seed: int = 0,
+    checkpointing: Checkpointing | None = None,
+    quiet: bool = False,
+) -> PathwiseController:
+    """The pathwise policy on the market's training periods; normalisers and reader come from days of MPC, perturbed."""
+    effort = effort or Effort()
+    outlook = Outlook.of(market.prior, gamma=gamma)
+    config = replace(effort.population or PopulationConfig(), expert=1)
+    # another MPC than the outlook's: a bidder that plays draws its scenarios anew
+    days = build_population(market.curves, market.training_M, MPC(outlook.planner.config, market.prior), config=config, seed=seed)
+    expert, _log = train_pathwise(
+        market.curves,
+        market.training_M,
+        prepare(days, gamma=gamma, outlook=outlook),
+        gamma=gamma,
+        variation=Variation(),
+        members=EXPERT_MEMBERS,
+        trust=EXPERT_TRUST,
+        config=effort.expert,
+        seed=seed,
+        checkpointing=checkpointing,
+        quiet=quiet,
+    )
+    return expert
 
 
 def populate(
@@ -225,11 +271,18 @@ def populate(
 ) -> Experience:
     """The population around an expert, and its training set with the days' luck as a baseline."""
     config = (effort or Effort()).population
-    trajectories = build_population(market.curves, market.training_M, market.experts(expert), config=config, seed=seed)
+    watched = _Watched(expert)
+    trajectories = build_population(market.curves, market.training_M, watched, config=config, seed=seed)
     place = {(int(p), int(s)): i for i, (p, s) in enumerate(zip(market.curves.period_N, market.curves.seat_N, strict=True))}
     index = np.array([place[int(p), int(s)] for p, s in zip(trajectories.period_N, trajectories.seat_N, strict=True)])
     best = market.curves.best_constants(index, trajectories.campaigns.budget_N, gamma)[1]
-    return Experience(trajectories, prepare(trajectories, gamma=gamma, best_score_N=best), market, expert)
+    looked = watched.looked()
+    whole = looked is not None and len(looked) == trajectories.n
+    data = prepare(
+        trajectories, gamma=gamma, best_score_N=best, outlook=expert.outlook, looked_NTO=looked if whole else None
+    )
+    plain = prepare(trajectories, gamma=gamma, best_score_N=best)
+    return Experience(trajectories, data, plain, market, expert)
 
 
 def held_out_results(controller: Controller, market: Market, *, budget_ratio: float = 1.0, seed: int = 0) -> DayResult:
@@ -271,17 +324,22 @@ def learn(
     seed: int = 0,
     gave: GaveConfig | None = None,
     cbd: CbdConfig | None = None,
+    outlook: bool | None = None,
     checkpointing: Checkpointing | None = None,
     say: Callable[[str], None] = lambda _text: None,
     quiet: bool = False,
 ) -> tuple[SavedController, dict[str, Any]]:
     """One learner on the experience; returns it and figures of the run.
 
+    Args:
+        outlook: whether it stands on MPC; None: as `WITH_OUTLOOK` says.
+
     Raises:
         RankloomError: no learner is called so, or it needs rebuilt days and there are none.
     """
     effort = effort or Effort()
-    data, market = experience.data, experience.market
+    stands_on_mpc = controller in WITH_OUTLOOK if outlook is None else outlook
+    data, market = experience.data if stands_on_mpc else experience.plain, experience.market
     common: dict[str, Any] = {"seed": seed, "checkpointing": checkpointing, "quiet": quiet}
     config = effort.learner
     learned: SavedController
@@ -404,6 +462,7 @@ def train_bidder(
         folder=work, fingerprint=hashlib.sha256(told.encode()).hexdigest()[:16], resume=resume
     )
     torch.manual_seed(seed)
+    keep_freed_memory()
     experience = gather_experience(
         path, source=source, split=split, gamma=gamma, effort=effort, seed=seed, checkpointing=checkpointing, say=say, quiet=quiet
     )
@@ -427,5 +486,5 @@ def _default_config(controller: str) -> FitConfig:
     if controller in METHODS:
         return FitConfig(steps=3000, batch=512, learning_rate=1e-3, average=0.995)
     if controller == "cbd":
-        return FitConfig(steps=900, batch=48, learning_rate=2e-3, average=0.99)
+        return FitConfig(steps=600, batch=48, learning_rate=2e-3, average=0.99)
     return FitConfig()

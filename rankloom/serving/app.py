@@ -1,359 +1,367 @@
-"""The HTTP face: recommend, search, events, items, and the page that shows how the beam got there (DESIGN: HTTP).
+"""The HTTP face: recommend, search, events, items, people, scenarios, models, and the page (DESIGN: HTTP).
 
-One lock around the model: requests of one process run one after the other. Events are on disk before they are
-acknowledged and count in the same person's next request. Errors are one problem format, without tracebacks.
+Routes are thin: `gate.py` refuses, `service.py` answers, `registry.py` knows the models, the state store remembers.
+Errors are one problem format, without tracebacks.
 """
 
 from __future__ import annotations
 
-import hmac
 import logging
 import threading
-import time
 import uuid
-from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
-from itertools import islice
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
-import polars as pl
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import Path as PathPart
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
-from jinja2 import Environment, FileSystemLoader, select_autoescape
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from rankloom import __version__
+from rankloom.data.filters import parse_filter
 from rankloom.data.schema import EVENT_KINDS
 from rankloom.errors import RankloomError
-from rankloom.recommender import HistoryEvent, Rankloom
-from rankloom.recommender import Request as ModelRequest
-from rankloom.serving.describe import describe_prefixes, example_filters
-from rankloom.serving.http import CSP
-from rankloom.serving.http import problem as _problem
-from rankloom.serving.metrics import Metrics
-from rankloom.serving.state import EventStore, StoredEvent
+from rankloom.recommender import Rankloom
+from rankloom.serving import console
+from rankloom.serving.batching import OverloadedError
+from rankloom.serving.contract import (
+    Ask,
+    Deployment,
+    Events,
+    EventsReply,
+    ForgottenReply,
+    Items,
+    ItemsReply,
+    Problem,
+    RemovedReply,
+    Reply,
+    utc,
+)
+from rankloom.serving.gate import Gate
+from rankloom.serving.http import problem
+from rankloom.serving.keys import KeyRing
+from rankloom.serving.metrics import BACK, Metrics
+from rankloom.serving.registry import RefusedModelError, Registry
+from rankloom.serving.scenarios import Scenario, Scenarios
+from rankloom.serving.service import Service
+from rankloom.serving.settings import ServerSettings
+from rankloom.serving.state import StateStore, StateUnavailableError, StoredEvent, open_store
 
 _HERE = Path(__file__).parent
-_MAX_BODY: Final = 2_000_000
-_MAX_INT: Final = 2**62
-_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _log = logging.getLogger("rankloom.serving")
+_STATUS: Final = {
+    "deployment-running": 409, "nothing-to-promote": 409, "nothing-before": 409,
+    "write-failed": 503, "state-unavailable": 503, "overloaded": 503, "deadline-passed": 503,
+}  # fmt: skip
+Id = Annotated[str, PathPart(min_length=1, max_length=200)]
+_POLL_S: Final = 0.25
 
 
-def _utc(when: datetime) -> datetime:
-    """In UTC; a time without a zone is taken as UTC.
+class LeanRoute(APIRoute):
+    """A route whose whole body is one `Ask`: read and checked in one step, without the machinery that finds parameters."""
 
-    Raises:
-        ValueError: before 1970, or so late that no clock is only a little wrong.
-    """
-    when = when.replace(tzinfo=UTC) if when.tzinfo is None else when
-    # compared before it is moved to UTC, which fails at the ends of the calendar
-    if not _EARLIEST <= when <= datetime.now(UTC) + timedelta(days=2):
-        raise ValueError("the time is before 1970 or in the future")
-    return when.astimezone(UTC)
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What the route runs; its signature still makes the OpenAPI page."""
+        endpoint = self.endpoint
 
-
-Moment = Annotated[datetime, AfterValidator(_utc)]
-Seconds = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class HistoryItem(_Body):
-    item_id: str = Field(max_length=200)
-    event: str = Field(default="click", max_length=100)
-    timestamp: Moment | None = None
-    watch_s: Seconds | None = None
-    surface: Literal["feed", "search", "ads"] = "feed"
-
-
-class Ask(_Body):
-    """One body for recommend and search."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"user_id": "u1", "k": 5, "filter": "price < 30", "explain": True}]},
-    )
-    scenario: str = Field(default="default", max_length=100)
-    user_id: str | None = Field(default=None, max_length=200)
-    history: list[HistoryItem] | None = Field(default=None, max_length=2000)
-    query: str | None = Field(default=None, max_length=500)
-    k: int = Field(default=10, ge=1, le=200)
-    filter: str | None = Field(default=None, max_length=4000)
-    exclude: list[Annotated[str, Field(max_length=200)]] = Field(default=[], max_length=1000)
-    explain: bool = False
-
-
-class EventIn(_Body):
-    event_id: str | None = Field(default=None, max_length=200)
-    user_id: str = Field(min_length=1, max_length=200)
-    item_id: str = Field(min_length=1, max_length=200)
-    event: str = Field(max_length=100)
-    timestamp: datetime | None = None
-    watch_s: Seconds | None = None
-    surface: Literal["feed", "search", "ads"] = "feed"
-
-
-class Events(_Body):
-    events: list[EventIn] = Field(max_length=10_000)
-
-
-class ItemIn(_Body):
-    item_id: str = Field(min_length=1, max_length=200)
-    title: str = Field(min_length=1, max_length=2000)
-    description: str | None = Field(default=None, max_length=20_000)
-    brand: str | None = Field(default=None, max_length=500)
-    category: list[Annotated[str, Field(max_length=500)]] | None = Field(default=None, max_length=20)
-    price_micros: int | None = Field(default=None, ge=0, le=_MAX_INT)
-    duration_s: Seconds | None = None
-    in_stock: bool | None = None
-
-
-class Items(_Body):
-    items: list[ItemIn] = Field(min_length=1, max_length=10_000)
-
-
-def create_app(model: Rankloom, *, state_path: Path | None = None, api_key: str | None = None) -> FastAPI:
-    """The application of one model. `state_path` None keeps events in memory only; `api_key` guards every `/v1` route."""
-    app = FastAPI(title="Rankloom", version="0.1.0", docs_url=None, redoc_url=None)
-    store = EventStore(state_path)
-    lock = threading.Lock()
-    metrics = Metrics()
-    app.state.store = store
-    pages = Environment(loader=FileSystemLoader(_HERE / "templates"), autoescape=select_autoescape())
-    app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
-    meanings = describe_prefixes(model)
-
-    def refusal(request: Request) -> Response | None:
-        """Why a request goes no further, before its body is read."""
-        length = request.headers.get("content-length", "0")
-        if request.headers.get("transfer-encoding"):
-            # a body without a length could be of any size
-            return _problem(
-                411, "length-required", "the body comes without a Content-Length", action="send the body whole, with its length"
-            )  # fmt: skip
-        if not length.isdigit() or int(length) > _MAX_BODY:
-            return _problem(
-                413, "body-too-large", f"the body is larger than {_MAX_BODY:,} bytes", action="send smaller batches"
-            )
-        if api_key is not None and request.url.path.startswith("/v1"):
-            given = request.headers.get("x-api-key", "")
-            if not hmac.compare_digest(given.encode(), api_key.encode()):
-                return _problem(
-                    401, "key-missing", "this server needs an API key", action="send it in the header X-Api-Key"
-                )
-        return None
-
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Any) -> Response:
-        started = time.perf_counter()
-        response: Response | None = refusal(request)
-        if response is None:
+        async def lean(request: Request) -> Response:
+            body = await request.body()
             try:
-                response = await call_next(request)
-            except Exception:
-                # a defect of ours: the log keeps what happened, the caller gets the one format
-                _log.exception("%s %s", request.method, request.url.path)
-                response = _problem(
-                    500, "internal", "the server failed at this request", action="see the server's log; other requests go on"
-                )  # fmt: skip
-        response.headers["Content-Security-Policy"] = CSP
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        # the route and not the path: a path holds ids, and there are as many as people
-        route = getattr(request.scope.get("route"), "path", "other")
-        metrics.count("rankloom_http_requests_total", route=route, status=str(response.status_code))
-        metrics.observe(route, time.perf_counter() - started)
-        return response
+                ask = Ask.model_validate_json(body)
+            except ValidationError as error:
+                raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from None
+            response: Response = await endpoint(ask, request)
+            return response
+
+        return lean
+
+
+class Serving:
+    """The parts of one server, put together. `app.state.serving` holds it."""
+
+    def __init__(self, model: Rankloom, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.store: StateStore = open_store(settings.state)
+        self.metrics = Metrics(only=None if settings.gate else BACK)
+        self.keys = KeyRing(list(settings.keys), master=settings.api_key)
+        self.registry = Registry(
+            model, self.store, folder=settings.folder, asked=settings.asked, root=settings.root, pointer=settings.pointer,
+            guardrails=settings.guardrails, rules=lambda: self.service.recent_rules(),
+        )  # fmt: skip
+        self.scenarios = Scenarios(self.store, dict(settings.scenarios), self._check_scenario)
+        self.service = Service(self.registry, self.store, self.scenarios, self.metrics, settings=settings.batching)
+        self._stop = threading.Event()
+        self._follower: threading.Thread | None = None
+
+    def _check_scenario(self, name: str, scenario: Scenario) -> None:
+        # not the snapshot's own masks: they belong to the thread that asks the model
+        if scenario.filter:
+            parse_filter(scenario.filter).mask(self.registry.routing.current.snapshot.model.items)
+
+    def warm_up(self) -> None:
+        """What has to be done before the first request, so that it is like any other."""
+        self.registry.routing.current.snapshot.warm_up(
+            [own.filter for own in self.scenarios.by_name.values() if own.filter]
+        )
+
+    def start(self) -> None:
+        """Follows a store that other servers write to."""
+        if self.store.shared and self._follower is None:
+            self._follower = threading.Thread(target=self._follow, name="rankloom-follow", daemon=True)
+            self._follower.start()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(_POLL_S):
+            try:
+                self.registry.refresh()
+                self.scenarios.refresh()
+            except RankloomError as error:
+                _log.error("%s", error.message)
+
+    def close(self) -> None:
+        """Answers what waits, then frees everything."""
+        self._stop.set()
+        if self._follower is not None:
+            self._follower.join()
+        self.service.batcher.close()
+        self.store.close()
+
+    def events(self, batch: Events) -> dict[str, Any]:
+        """Stores what can be stored; durable when it returns."""
+        known = self.registry.routing.current.snapshot.model.row_of
+        good, rejected = [], []
+        for place, e in enumerate(batch.events):
+            wrong: tuple[str, str] | None = None
+            when = datetime.now(UTC)
+            if e.timestamp is not None:
+                try:
+                    when = utc(e.timestamp)
+                except ValueError as error:
+                    wrong = ("time-range", str(error))
+            if wrong is None and e.event not in EVENT_KINDS[1:]:
+                wrong = ("event-unknown", f"unknown event kind {e.event!r}")
+            if wrong is None and known(e.item_id) is None:
+                wrong = ("item-unknown", f"no item {e.item_id!r} in the catalogue")
+            if wrong is not None:
+                rejected.append({"index": place, "code": wrong[0], "message": wrong[1]})
+                continue
+            good.append(
+                StoredEvent(
+                    e.event_id or uuid.uuid4().hex,
+                    e.user_id,
+                    e.item_id,
+                    e.event,
+                    when,
+                    watch_s=e.watch_s,
+                    surface=e.surface,
+                    position=e.position,
+                    query=e.query,
+                    request_id=e.request_id,
+                    value=e.value,
+                )
+            )
+        new = self.store.append(good)
+        counts = {"accepted": sum(new), "duplicate": len(new) - sum(new), "rejected": len(rejected)}
+        for outcome, amount in counts.items():
+            self.metrics.count("rankloom_events_total", amount, outcome=outcome)
+        return {**counts, "rejected": rejected}
+
+    def gauges(self) -> dict[str, tuple[str, float]]:
+        """Present values for `/metrics`."""
+        now = self.registry.routing
+        try:
+            stored = float(self.store.count())
+        except StateUnavailableError:
+            stored = float("nan")
+        return {
+            "rankloom_events_stored": ("Events in the store.", stored),
+            "rankloom_items": ("Items that can be recommended.", float(now.current.snapshot.alive.sum())),
+            "rankloom_catalogue_version": ("Changes of the live catalogue.", float(now.current.snapshot.catalogue)),
+            "rankloom_queue": ("Requests that wait for the model.", float(self.service.batcher.waiting)),
+            "rankloom_batch_seconds": ("Smoothed time of a batch.", self.service.batcher.batch_s),
+            "rankloom_expired": ("Requests whose deadline passed while they waited.", float(self.service.batcher.expired)),
+            "rankloom_canary_share": ("Share of people whom a canary answers.", now.share),
+            "rankloom_rollbacks": ("Canaries that a guardrail took back.", float(self.registry.rollbacks)),
+        }
+
+
+def create_app(model: Rankloom, settings: ServerSettings | None = None, **more: Any) -> FastAPI:
+    """The application of one model. Keyword arguments are those of `ServerSettings`."""
+    serving = Serving(model, settings or ServerSettings(**more))
+    registry, service, scenarios = serving.registry, serving.service, serving.scenarios
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        serving.start()
+        yield
+        serving.close()
+
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {"model": Problem, "description": what}
+        for status, what in (
+            (400, "wrong in itself"), (401, "no key"), (403, "not with this key"), (413, "too large"), (422, "malformed"),
+            (429, "too often"), (503, "not now: see Retry-After"),
+        )
+    }  # fmt: skip
+    app = FastAPI(
+        title="Rankloom", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan, responses=refusals,
+        summary="One generative model for feed, search and ads",
+    )  # fmt: skip
+    app.state.serving = serving
+    app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
+    if serving.settings.gate:
+        app.add_middleware(Gate, keys=serving.keys, metrics=serving.metrics, busy=service.batcher.check)
+    app.include_router(console.router(service))
+
+    # -- errors ----------------------------------------------------------------------------------------------------
 
     @app.exception_handler(RankloomError)
     async def told(_: Request, error: RankloomError) -> Response:
-        return _problem(400, error.code, error.message, field=error.place, action=error.action)
+        status = _STATUS.get(error.code, 422 if isinstance(error, RefusedModelError) else 400)
+        after = error.retry_after if isinstance(error, OverloadedError) else 1.0 if status == 503 else None
+        return problem(status, error.code, error.message, field=error.place, action=error.action, retry_after=after)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         # what came may hold half a surrogate pair, which no reply can carry
         value = str(first.get("input"))[:200].encode("utf-8", "replace").decode()
-        field = ".".join(str(part) for part in first["loc"]).encode("utf-8", "replace").decode()
-        return _problem(422, "malformed", str(first["msg"]), field=field, value=value)
+        place = ".".join(str(part) for part in first["loc"]).encode("utf-8", "replace").decode()
+        return problem(422, "malformed", str(first["msg"]), field=place, value=value)
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
         code = {400: "malformed", 404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "refused")
-        return _problem(error.status_code, code, str(error.detail))
+        own = problem(error.status_code, code, str(error.detail))
+        for name, value in (error.headers or {}).items():
+            own.headers[name] = value
+        return own
 
-    def history_of(user: str | None) -> list[HistoryEvent]:
-        if user is None:
-            return []
-        stored = [] if store.is_deleted(user) else model.history_of(user)
-        return [*stored, *store.history(user)]
+    # -- asking ----------------------------------------------------------------------------------------------------
 
-    def request_of(ask: Ask, *, search: bool) -> ModelRequest:
-        if ask.history is not None:
-            history = [HistoryEvent(h.item_id, h.event, h.timestamp, h.watch_s, h.surface) for h in ask.history]
-        else:
-            history = history_of(ask.user_id)
-        # a deleted person's static features are forgotten with the history
-        user = None if ask.user_id is not None and store.is_deleted(ask.user_id) else ask.user_id
-        return ModelRequest(
-            user=user, history=tuple(history), k=ask.k, filter=ask.filter, exclude=tuple(ask.exclude), query=words_of(ask),
-            surface="search" if search else "feed", explain=ask.explain, seen="allow" if search else "auto",
-        )  # fmt: skip
+    async def answer(ask: Ask, request: Request, *, search: bool) -> Response:
+        state = request.scope["state"]
+        question = service.question(ask, search=search, request_id=state["request_id"])
+        reply = await service.answer(question, deadline_s=state.get("deadline_s"))
+        state["log"] = {"version": reply["model_version"], "scenario": ask.scenario, "degraded": reply["degraded_cause"]}
+        return JSONResponse(reply)
 
-    def answer(ask: Ask, *, search: bool) -> dict[str, Any]:
-        request = request_of(ask, search=search)
-        with lock:
-            reply = model.recommend_batch([request])[0]
-        if reply.degraded:
-            metrics.count("rankloom_degraded_total")
-        return {"request_id": uuid.uuid4().hex, "scenario": ask.scenario, **asdict(reply)}
+    asking = APIRouter(route_class=LeanRoute)
 
-    @app.post("/v1/recommend")
-    def recommend(ask: Ask) -> dict[str, Any]:
+    @asking.post("/v1/recommend", response_model=Reply)
+    async def recommend(ask: Ask, request: Request) -> Response:
         """What to show one person next."""
-        return answer(ask, search=words_of(ask) is not None)
+        return await answer(ask, request, search=ask.words is not None)
 
-    @app.post("/v1/search")
-    def search(ask: Ask) -> dict[str, Any]:
+    @asking.post(
+        "/v1/search",
+        response_model=Reply,
+        openapi_extra={"requestBody": {"content": {"application/json": {"example": {"query": "green tea", "k": 5}}}}},
+    )
+    async def search(ask: Ask, request: Request) -> Response:
         """The same body with a `query`."""
-        if words_of(ask) is None:
-            raise RankloomError(
-                "a search needs a query", place="query", action="send the words in `query`", code="query-missing"
-            )
-        return answer(ask, search=True)
+        return await answer(ask, request, search=True)
 
-    @app.post("/v1/events")
+    app.include_router(asking)
+
+    # -- telling ---------------------------------------------------------------------------------------------------
+
+    @app.post("/v1/events", response_model=EventsReply)
     def events(batch: Events) -> dict[str, Any]:
         """Stores events before it answers; a repeated `event_id` is counted once."""
-        good, rejected = [], []
-        for place, e in enumerate(batch.events):
+        return serving.events(batch)
 
-            def reject(code: str, message: str, index: int = place) -> None:
-                rejected.append({"index": index, "code": code, "message": message})
-
-            try:
-                when = datetime.now(UTC) if e.timestamp is None else _utc(e.timestamp)
-            except ValueError as error:
-                reject("time-range", str(error))
-                continue
-            if e.event not in EVENT_KINDS[1:]:
-                reject("event-unknown", f"unknown event kind {e.event!r}")
-            elif model.row_of(e.item_id) is None:
-                reject("item-unknown", f"no item {e.item_id!r} in the catalogue")
-            else:
-                own = e.event_id or uuid.uuid4().hex
-                good.append(StoredEvent(own, e.user_id, e.item_id, e.event, when, e.watch_s, e.surface))
-        new = store.append(good)
-        counts = {"accepted": sum(new), "duplicate": len(new) - sum(new), "rejected": len(rejected)}
-        for outcome, amount in counts.items():
-            metrics.count("rankloom_events_total", amount, outcome=outcome)
-        return {**counts, "rejected": rejected}
-
-    @app.put("/v1/items")
+    @app.put("/v1/items", response_model=ItemsReply)
     def put_items(batch: Items) -> dict[str, Any]:
-        """Adds or updates items; they can be recommended at once."""
-        frame = pl.DataFrame([item.model_dump(exclude_none=True) for item in batch.items], infer_schema_length=None)
-        with lock:
-            new = model.add_items(frame)
-        return {"new": new, "updated": len(batch.items) - new}
+        """Adds or updates items, for good; they can be recommended at once."""
+        new, version = registry.put_items([item.model_dump(mode="json", exclude_none=True) for item in batch.items])
+        return {"new": new, "updated": len(batch.items) - new, "catalogue_version": version}
 
-    @app.delete("/v1/items/{item_id}")
-    def delete_item(item_id: str) -> dict[str, int]:
-        """Takes an item out of every answer at once."""
-        with lock:
-            return {"removed": model.remove_items([item_id])}
+    @app.delete("/v1/items/{item_id}", response_model=RemovedReply)
+    def delete_item(item_id: Id) -> dict[str, int]:
+        """Takes an item out of every answer at once, for good."""
+        removed, version = registry.remove_item(item_id)
+        return {"removed": removed, "catalogue_version": version}
 
-    @app.delete("/v1/users/{user_id}")
-    def delete_user(user_id: str) -> dict[str, Any]:
-        """Forgets a person: stored events, and the use of the model folder's copy of the history."""
-        return {"user_id": user_id, "events_removed": store.delete_user(user_id)}
+    @app.delete("/v1/users/{user_id}", response_model=ForgottenReply)
+    def delete_user(user_id: Id) -> dict[str, Any]:
+        """Forgets a person: stored events, and the use of any model folder's copy of their history."""
+        return {"user_id": user_id, "events_removed": serving.store.delete_user(user_id)}
+
+    # -- scenarios and models --------------------------------------------------------------------------------------
+
+    @app.get("/v1/scenarios")
+    def list_scenarios() -> dict[str, Scenario]:
+        """Every scenario with its settings."""
+        return scenarios.by_name
+
+    @app.put("/v1/scenarios/{name}")
+    def put_scenario(name: Annotated[str, PathPart(min_length=1, max_length=100)], scenario: Scenario) -> Scenario:
+        """Defines a scenario; in force for the next request."""
+        scenarios.put(name, scenario)
+        return scenario
+
+    @app.delete("/v1/scenarios/{name}")
+    def delete_scenario(name: Annotated[str, PathPart(min_length=1, max_length=100)]) -> dict[str, str]:
+        """Removes a definition; requests that name it are refused from now on."""
+        scenarios.get(name)
+        scenarios.put(name, None)
+        return {"removed": name}
+
+    @app.get("/v1/models")
+    def models() -> dict[str, Any]:
+        """Versions that are loaded, their figures, and what happened to them."""
+        return registry.describe()
+
+    @app.post("/v1/models")
+    def deploy(own: Deployment) -> dict[str, Any]:
+        """Loads, checks, probes and warms up a model folder beside the serving one, then puts it to use."""
+        try:
+            version = registry.deploy(own.folder, mode=own.mode, share=own.share)
+        except RankloomError as error:
+            serving.metrics.count("rankloom_deployments_total", outcome=error.code)
+            raise
+        serving.metrics.count("rankloom_deployments_total", outcome=own.mode)
+        return {"model_version": version, "mode": own.mode}
+
+    @app.post("/v1/models/promote")
+    def promote() -> dict[str, str]:
+        """The canary, else the shadow, answers everybody."""
+        return {"model_version": registry.promote()}
+
+    @app.post("/v1/models/rollback")
+    def rollback() -> dict[str, str]:
+        """The previous version answers everybody again, at once."""
+        return {"model_version": registry.rollback()}
+
+    @app.post("/v1/models/stop")
+    def stop() -> dict[str, list[str]]:
+        """Takes canary and shadow away."""
+        return {"stopped": registry.stop()}
+
+    # -- probes ----------------------------------------------------------------------------------------------------
 
     @app.get("/healthz")
-    def healthz() -> dict[str, str]:
+    async def healthz() -> dict[str, str]:
+        """The process lives."""
         return {"status": "ok"}
 
     @app.get("/readyz")
-    def readyz() -> dict[str, str]:
-        return {"status": "ready", "model_version": model.model_version}
+    async def readyz() -> dict[str, str]:
+        """It answers requests: loaded, warmed up, not about to stop."""
+        return {"status": "ready", "model_version": registry.routing.current.version}
 
     @app.get("/metrics")
     def prometheus() -> PlainTextResponse:
-        gauges = {
-            "rankloom_events_stored": ("Events in the store.", float(store.count())),
-            "rankloom_items": ("Items that can be recommended.", float(model.trie.n_items)),
-        }
-        return PlainTextResponse(metrics.render(gauges), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    # -- the page --------------------------------------------------------------------------------------------------
-
-    @app.get("/", response_class=HTMLResponse)
-    def page() -> str:
-        return pages.get_template("console.html").render(
-            model_version=model.model_version, n_items=model.trie.n_items, n_users=len(model.users),
-            simulated=bool(model.metadata.get("simulated")), examples=example_filters(model),
-        )  # fmt: skip
-
-    @app.get("/v1/console/users")
-    def users(
-        prefix: Annotated[str, Query(max_length=200)] = "", limit: Annotated[int, Query(ge=1, le=500)] = 50
-    ) -> list[str]:
-        """People whose id starts with `prefix`."""
-        return list(islice((user for user in model.users if user.startswith(prefix)), limit))
-
-    @app.get("/v1/console/users/{user_id}")
-    def user(user_id: str) -> dict[str, Any]:
-        """A person's history, latest first, with titles."""
-        events = history_of(user_id)[-40:][::-1]
-        return {
-            "user_id": user_id,
-            "known": user_id in model.users,
-            "history": [{**_card(model, e.item_id), **asdict(e)} for e in events],
-        }
-
-    @app.post("/v1/console/trace")
-    def trace(ask: Ask) -> dict[str, Any]:
-        """What the model generates and how the beam got there, code by code, with what each code means."""
-        request = request_of(ask, search=words_of(ask) is not None)
-        with lock:
-            reply, own = model.answer_with_trace(request)
-        levels = [
-            [{**asdict(beam), "meaning": meanings.get(beam.codes, "")} for beam in level] for level in own.levels
-        ]  # fmt: skip
-        return {
-            "items": [{**asdict(item), **_card(model, item.item_id)} for item in reply.items],
-            "levels": levels, "legal_continuations": own.legal_continuations, "funnel": own.funnel,
-            "degraded_reason": reply.degraded_reason, "timing_ms": reply.timing_ms,
-        }  # fmt: skip
+        """Counters for Prometheus."""
+        text = serving.metrics.render(serving.gauges())
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app
-
-
-def words_of(ask: Ask) -> str | None:
-    """The words of a search, None where there are none."""
-    return ask.query if ask.query and ask.query.strip() else None
-
-
-def _card(model: Rankloom, item_id: str) -> dict[str, Any]:
-    """What a card shows of an item."""
-    row = model.row_of(item_id)
-    if row is None:
-        return {
-            "item_id": item_id,
-            "title": item_id,
-            "category": [],
-            "price": None,
-            "currency": None,
-            "duration_s": None,
-        }
-    own = model.items.row(row, named=True)
-    price = own.get("price_micros")
-    return {
-        "item_id": item_id, "title": own["title"], "category": own.get("category") or [],
-        "price": None if price is None else price / 1e6, "currency": own.get("currency"), "duration_s": own.get("duration_s"),
-    }  # fmt: skip

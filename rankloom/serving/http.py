@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 
@@ -12,14 +13,17 @@ from rankloom.errors import RankloomError
 CSP = "default-src 'self'; style-src 'self'; script-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
 
 
-def key_for(host: str) -> str | None:
+def key_for(host: str, *, keys: bool = False) -> str | None:
     """The key of RANKLOOM_API_KEY.
 
+    Args:
+        keys: there are others, from a file.
+
     Raises:
-        RankloomError: a public address without one.
+        RankloomError: a public address without any.
     """
     api_key = os.environ.get("RANKLOOM_API_KEY")
-    if host not in ("127.0.0.1", "localhost", "::1") and not api_key:
+    if not keys and host not in ("127.0.0.1", "localhost", "::1") and not api_key:
         raise RankloomError(
             f"refusing to listen on {host} without a key",
             place="--host",
@@ -55,9 +59,14 @@ def problem(
     field: str | None = None,
     value: str | None = None,
     action: str | None = None,
+    retry_after: float | None = None,
 ) -> JSONResponse:
-    """The one error format."""
+    """The one error format. `retry_after` in seconds becomes the header, rounded up to whole ones."""
     body = {"code": code, "message": message, "field": field, "value": value, "action": action}
+    headers = None if retry_after is None else {"Retry-After": str(math.ceil(retry_after))}
     return JSONResponse(
-        {name: own for name, own in body.items() if own is not None}, status, media_type="application/problem+json"
+        {name: own for name, own in body.items() if own is not None},
+        status,
+        headers=headers,
+        media_type="application/problem+json",
     )

@@ -1,63 +1,93 @@
-"""What `/metrics` tells Prometheus: counters and one histogram of request times, in its text format."""
+"""What `/metrics` tells Prometheus: counters and histograms of one process, in its text format."""
 
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
 from typing import Final
 
 # seconds; a beam search on a small machine takes some tens of milliseconds
 BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-_HELP: Final = {
+COUNTERS: Final = {
     "rankloom_http_requests_total": "Requests by route and status.",
+    "rankloom_refused_total": "Requests refused before they were read, by status.",
     "rankloom_events_total": "Events by what became of them.",
-    "rankloom_degraded_total": "Replies with fewer items than asked for.",
+    "rankloom_replies_total": "Lists given, by model version.",
+    "rankloom_degraded_total": "Lists that are not what was asked for, by cause.",
+    "rankloom_guarded_total": "Items that a model named and the rules forbid, by model version; none was shown.",
+    "rankloom_model_errors_total": "Requests at which a model failed, by model version.",
+    "rankloom_state_errors_total": "Times that the state store did not answer.",
+    "rankloom_deployments_total": "Changes of what serves, by outcome.",
 }
+HISTOGRAMS: Final[dict[str, tuple[str, Sequence[float]]]] = {
+    "rankloom_http_request_seconds": ("Time to answer, by route.", BUCKETS),
+    "rankloom_batch_size": ("Requests answered together.", (1, 2, 4, 8, 16, 32, 64)),
+    "rankloom_shadow_overlap": ("Share of the shown items that the shadow names too.", (0.1, 0.25, 0.5, 0.75, 0.9, 1)),
+}
+# what the process that speaks HTTP counts, and what the one with the model does
+FRONT: Final = frozenset(("rankloom_http_requests_total", "rankloom_refused_total", "rankloom_http_request_seconds"))
+BACK: Final = frozenset((*COUNTERS, *HISTOGRAMS)) - FRONT
+Labels = tuple[tuple[str, str], ...]
 
 
 class Metrics:
-    """Counts of one process. Safe from threads."""
+    """Counts of one process. Safe from threads.
 
-    def __init__(self) -> None:
+    Args:
+        only: names that this process counts, so that none is told twice.
+    """
+
+    def __init__(self, *, only: Collection[str] | None = None) -> None:
+        self._only = BACK | FRONT if only is None else only
         self._lock = threading.Lock()
-        self._counters: dict[str, Counter[tuple[tuple[str, str], ...]]] = {name: Counter() for name in _HELP}
-        self._seconds: dict[str, list[int]] = {}
-        self._sums: dict[str, float] = {}
+        self._counters: dict[str, Counter[Labels]] = {name: Counter() for name in COUNTERS}
+        self._counts: dict[str, dict[Labels, list[int]]] = {name: {} for name in HISTOGRAMS}
+        self._sums: dict[str, dict[Labels, float]] = {name: {} for name in HISTOGRAMS}
 
     def count(self, name: str, amount: int = 1, **labels: str) -> None:
-        """Adds to a counter of `_HELP`."""
+        """Adds to one of `COUNTERS`."""
         with self._lock:
             self._counters[name][tuple(sorted(labels.items()))] += amount
 
     def observe(self, route: str, seconds: float) -> None:
         """One request's time."""
-        with self._lock:
-            counts = self._seconds.setdefault(route, [0] * (len(BUCKETS) + 1))
-            for place, edge in enumerate(BUCKETS):
-                counts[place] += seconds <= edge
-            counts[-1] += 1
-            self._sums[route] = self._sums.get(route, 0.0) + seconds
+        self.observe_value("rankloom_http_request_seconds", seconds, route=route)
 
-    def render(self, gauges: dict[str, tuple[str, float]]) -> str:
+    def observe_value(self, name: str, value: float, **labels: str) -> None:
+        """One value of one of `HISTOGRAMS`."""
+        own = tuple(labels.items())
+        edges = HISTOGRAMS[name][1]
+        with self._lock:
+            self._counts[name].setdefault(own, [0] * (len(edges) + 1))[bisect_left(edges, value)] += 1
+            self._sums[name][own] = self._sums[name].get(own, 0.0) + value
+
+    def render(self, gauges: Mapping[str, tuple[str, float]]) -> str:
         """The text; `gauges` are (help, value) by name."""
         lines: list[str] = []
         with self._lock:
-            for name, help_text in _HELP.items():
-                lines += [f"# HELP {name} {help_text}", f"# TYPE {name} counter"]
+            for name, text in COUNTERS.items():
+                if name not in self._only:
+                    continue
+                lines += [f"# HELP {name} {text}", f"# TYPE {name} counter"]
                 lines += [f"{name}{_labels(labels)} {value}" for labels, value in sorted(self._counters[name].items())]
-            name = "rankloom_http_request_seconds"
-            lines += [f"# HELP {name} Time to answer, by route.", f"# TYPE {name} histogram"]
-            for route, counts in sorted(self._seconds.items()):
-                for edge, value in zip((*map(str, BUCKETS), "+Inf"), counts, strict=True):
-                    lines.append(f"{name}_bucket{_labels((('route', route), ('le', edge)))} {value}")
-                lines.append(f"{name}_sum{_labels((('route', route),))} {self._sums[route]:.6f}")
-                lines.append(f"{name}_count{_labels((('route', route),))} {counts[-1]}")
-        for name, (help_text, number) in gauges.items():
-            lines += [f"# HELP {name} {help_text}", f"# TYPE {name} gauge", f"{name} {number:g}"]
+            for name, (text, edges) in HISTOGRAMS.items():
+                if name not in self._only:
+                    continue
+                lines += [f"# HELP {name} {text}", f"# TYPE {name} histogram"]
+                for labels, counts in sorted(self._counts[name].items()):
+                    for edge, value in zip((*map(str, edges), "+Inf"), accumulate(counts), strict=True):
+                        lines.append(f"{name}_bucket{_labels((*labels, ('le', edge)))} {value}")
+                    lines.append(f"{name}_sum{_labels(labels)} {self._sums[name][labels]:.6f}")
+                    lines.append(f"{name}_count{_labels(labels)} {sum(counts)}")
+        for name, (text, number) in gauges.items():
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} gauge", f"{name} {number:g}"]
         return "\n".join(lines) + "\n"
 
 
-def _labels(labels: tuple[tuple[str, str], ...]) -> str:
+def _labels(labels: Labels) -> str:
     def escaped(value: str) -> str:
         return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 

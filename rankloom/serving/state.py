@@ -1,20 +1,35 @@
-"""The event store: durable before it is acknowledged, idempotent by event id, in SQLite."""
+"""What the server remembers beside the model: events, people who are forgotten, live items, settings.
+
+`StateStore` is the small protocol that the server asks for. `sqlite_store.py` is the default, one file on the server's
+disk; `valkey_store.py` is for several servers that share one state. Both promise the same:
+
+- `append` returns when the events are durable. A repeated `event_id` counts once, also after the events are gone.
+- What `append` acknowledged is in the next `person`.
+- `delete_user` removes a person's events; a tombstone outside the store keeps them removed after a restore of a backup.
+- Documents (live items, scenarios) keep the order of their changes, so that a reader takes up where it was.
+
+Nothing here imports the model, so that a tool that only writes events starts at once.
+"""
 
 from __future__ import annotations
 
-import sqlite3
-import threading
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
+from typing import Any, Final, Protocol
 
-from rankloom.recommender import HistoryEvent
+from rankloom.errors import RankloomError
+
+HISTORY: Final = 512  # the latest events of a person that a request reads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """One event as it arrives."""
+    """One event as it arrives. The optional fields are those of the shop's `events.parquet`."""
 
     event_id: str
     user_id: str
@@ -23,76 +38,126 @@ class StoredEvent:
     timestamp: datetime
     watch_s: float | None = None
     surface: str = "feed"
+    position: int | None = None
+    query: str | None = None
+    request_id: str | None = None
+    value: float | None = None
 
 
-class EventStore:
-    """WAL with full synchronisation: what `append` returned for is on disk. One writer at a time; safe from threads."""
+@dataclass(frozen=True, slots=True)
+class Person:
+    """What the store knows of someone.
 
-    def __init__(self, path: Path | None) -> None:
-        self._lock = threading.Lock()
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(":memory:" if path is None else path, check_same_thread=False, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS events (sequence INTEGER PRIMARY KEY, event_id TEXT UNIQUE NOT NULL, user_id TEXT NOT NULL,"
-            " item_id TEXT NOT NULL, event TEXT NOT NULL, microseconds INTEGER NOT NULL, watch_s REAL, surface TEXT NOT NULL)"
-        )
-        self._db.execute("CREATE INDEX IF NOT EXISTS by_user ON events (user_id, microseconds)")
-        self._db.execute("CREATE TABLE IF NOT EXISTS deleted_users (user_id TEXT PRIMARY KEY)")
+    Attributes:
+        events: the latest `HISTORY`, oldest first.
+        seen: every item of all their events, also of those no longer among `events`.
+        deleted: asked to be forgotten at some time: no other copy of their history may be used.
+    """
+
+    events: tuple[StoredEvent, ...] = ()
+    seen: frozenset[str] = frozenset()
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A named JSON value of a kind, None where it was removed; `sequence` orders all changes of a store."""
+
+    name: str
+    value: Any
+    sequence: int
+
+
+class StateStore(Protocol):
+    """See the module's docstring. Safe from threads. Every method may raise `StateUnavailableError`."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other servers write to it too."""
+        ...
 
     def append(self, events: Sequence[StoredEvent]) -> list[bool]:
-        """Stores a batch in one transaction; per event whether it was new. Returns after the commit is on disk."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                new = []
-                for e in events:
-                    cursor = self._db.execute(
-                        "INSERT OR IGNORE INTO events (event_id, user_id, item_id, event, microseconds, watch_s, surface) VALUES (?,?,?,?,?,?,?)",
-                        (
-                            e.event_id,
-                            e.user_id,
-                            e.item_id,
-                            e.event,
-                            int(e.timestamp.timestamp() * 1e6),
-                            e.watch_s,
-                            e.surface,
-                        ),
-                    )
-                    new.append(cursor.rowcount == 1)
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-        return new
+        """Stores a batch whole or not at all; per event whether it was new."""
+        ...
 
-    def history(self, user_id: str, limit: int = 512) -> list[HistoryEvent]:
-        """The person's stored events, oldest first."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT item_id, event, microseconds, watch_s, surface FROM events WHERE user_id = ? ORDER BY microseconds DESC, sequence DESC LIMIT ?",
-                (user_id, limit),
-            ).fetchall()
-        return [HistoryEvent(i, e, datetime.fromtimestamp(t / 1e6, UTC), w, s) for i, e, t, w, s in reversed(rows)]
+    def people(self, user_ids: Sequence[str]) -> list[Person]:
+        """What is known of each."""
+        ...
 
     def delete_user(self, user_id: str) -> int:
-        """Forgets a person; remembers for good that the model's own copy of the history must not be used either: events
-        that come later start a new history."""
-        with self._lock:
-            removed = self._db.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
-            self._db.execute("INSERT OR IGNORE INTO deleted_users VALUES (?)", (user_id,))
-        return int(removed)
+        """Forgets a person; how many events that removed."""
+        ...
 
-    def is_deleted(self, user_id: str) -> bool:
-        with self._lock:
-            return self._db.execute("SELECT 1 FROM deleted_users WHERE user_id = ?", (user_id,)).fetchone() is not None
+    def put_documents(self, kind: str, values: Mapping[str, Any]) -> int:
+        """Writes (None: removes) documents together; the sequence of the last."""
+        ...
+
+    def documents(self, kind: str, *, after: int = 0) -> list[Document]:
+        """Those changed after a sequence, in the order of their last change."""
+        ...
 
     def count(self) -> int:
-        with self._lock:
-            return int(self._db.execute("SELECT COUNT(*) FROM events").fetchone()[0])
+        """Events in the store."""
+        ...
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
+        """Frees what it holds; it is not used afterwards."""
+        ...
+
+
+class StateUnavailableError(RankloomError):
+    """The store cannot be read or written now; nothing was acknowledged, and trying again later is safe."""
+
+    def __init__(self, fact: str, *, place: str) -> None:
+        super().__init__(
+            f"the state store cannot be used: {fact}",
+            place=place,
+            action="send it again; the operator finds the cause (disk, network) under `where`",
+            code="state-unavailable",
+        )
+
+
+def pseudonym(user_id: str) -> bytes:
+    """What stands for a person who is forgotten: enough to recognise the id when it comes back, not the id."""
+    return sha256(b"rankloom user\0" + user_id.encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+def id_digest(event_id: str) -> bytes:
+    """What stands for the `event_id` of an event that is gone, so that a late retry does not bring it back."""
+    return sha256(b"rankloom event\0" + event_id.encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+def seen_with(events: Sequence[StoredEvent], others: Sequence[str] = ()) -> frozenset[str]:
+    return frozenset(e.item_id for e in events).union(others)
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def open_store(where: str | Path | None) -> StateStore:
+    """The store of an address: None (memory), a path (SQLite), or `valkey://` / `redis://HOST:PORT/N`.
+
+    Raises:
+        RankloomError: a damaged or foreign file, no permission, or a server that is not there or not durable.
+    """
+    text = str(where) if where is not None else ""
+    if text.partition("://")[0] in ("valkey", "valkeys", "redis", "rediss"):
+        from rankloom.serving.valkey_store import ValkeyStore
+
+        return ValkeyStore(text)
+    from rankloom.serving.sqlite_store import SqliteStore
+
+    return SqliteStore(None if where is None else Path(where))
+
+
+def tombstone_path(where: str | Path | None) -> Path | None:
+    """Where the tombstones of a store lie: beside the file, or in the working folder for a shared one."""
+    if where is None:
+        return None
+    text = str(where)
+    if "://" in text:
+        with suppress(ValueError):
+            text = text.partition("://")[2].rpartition("@")[2]
+        return Path("".join(c if c.isalnum() or c in ".-" else "_" for c in text) + ".tombstones")
+    return Path(text + ".tombstones")

@@ -267,9 +267,14 @@ def test_a_student_learns_the_mean_plan_in_one_pass_and_keeps_the_rest(
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     seen: list[Tensor] = []
     handle = student.unet.register_forward_pre_hook(lambda _m, args: seen.append(args[2]))
-    student.start(small_day(0)[0].campaigns, 0)
-    student.plan(data.x_NTD[:4, :9])
+    plans = []
+    for seed in (0, 1):
+        student.start(small_day(0)[0].campaigns, seed)
+        plans.append(student.plan(data.x_NTD[:4, :9])[0])
+        seen = seen[-1:]
     handle.remove()
+    # the mean plan holds no luck
+    assert torch.equal(*plans)
     assert [each.unique().tolist() for each in seen] == [[SMALL.diffusion_steps - 1]]
 
 

@@ -274,6 +274,21 @@ class _Recorder:
         return decision
 
 
+def test_fresh_scenarios_differ_from_tick_to_tick_and_only_then() -> None:
+    played = {}
+    for fresh in (False, True):
+        mpc = MPC(MPCSettings(scenarios=4, points=21, fresh=fresh))
+        played[fresh] = [play_day(Plant(2000.0, 100.0), mpc, seed=5).history.multiplier_NT for _ in range(2)]
+        assert np.array_equal(*played[fresh])
+        first, last = mpc._normals[0][0], mpc._normals[-1][0]
+        assert np.array_equal(first, last) is not fresh
+        # a Latin hypercube: every tick holds the same levels, in another order
+        np.testing.assert_allclose(np.sort(first, axis=0), np.sort(last, axis=0))
+    # the first set is the same, so is the first decision
+    assert played[True][0][0, 0] == played[False][0][0, 0]
+    assert not np.array_equal(played[True][0][0, 1:], played[False][0][0, 1:])
+
+
 def test_mpc_logs_its_prediction_error() -> None:
     recorder = _Recorder(MPC())
     play_day(Plant(2000.0, 100.0), recorder)

@@ -62,7 +62,7 @@ def test_the_rolled_out_day_is_the_played_day(curves: ResponseCurves) -> None:
     data = prepare(build_population(curves, np.arange(curves.n), None, config=PopulationConfig(hindsight=1, wander=1), seed=0))
     torch.manual_seed(1)
     policy = PathwiseController(normaliser=data.normaliser, fallback_target=data.fallback_target)
-    torch.nn.init.normal_(policy.net[-1].weight, std=0.2)  # type: ignore[arg-type]
+    torch.nn.init.normal_(policy.nets[0][-1].weight, std=0.2)  # type: ignore[index]
     index = torch.arange(curves.n)
     score, value, spend = roll_out(policy, curves, index, torch.ones(curves.n), gamma=2.0)
     played = play_day(CurveMarket(curves, index.numpy()), policy).outcome
@@ -75,7 +75,7 @@ def test_the_gradient_of_a_day_is_its_slope(curves: ResponseCurves) -> None:
     data = prepare(build_population(curves, np.arange(curves.n), None, seed=0))
     policy = PathwiseController(normaliser=data.normaliser, fallback_target=data.fallback_target)
     index, ratio = torch.arange(curves.n), torch.full((curves.n,), 30.0)
-    bias = policy.net[-1].bias
+    bias = policy.nets[0][-1].bias  # type: ignore[index]
     assert isinstance(bias, torch.Tensor)
     # with the last weights 0 the bias moves the one multiplier of all ticks; gamma 0 and no budget in the way: value of a constant
     policy.zero_grad()
@@ -97,9 +97,7 @@ def test_the_expert_learns_and_one_seed_is_one_expert(curves: ResponseCurves) ->
 
     def trained(steps: int) -> PathwiseController:
         config = FitConfig(steps=steps, batch=20, learning_rate=1e-2, warmup=2, average=0.0)
-        return train_pathwise(
-            curves, index, data.normaliser, fallback_target=data.fallback_target, config=config, seed=3, quiet=True
-        )[0]
+        return train_pathwise(curves, index, data, config=config, seed=3, quiet=True)[0]
 
     first, second = trained(2).state_dict(), trained(2).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)

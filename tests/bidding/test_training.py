@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 from rankloom.bidding.bidders import BIDDER, WEIGHTS, load_bidder, save_bidder
 from rankloom.bidding.controllers import controller
 from rankloom.bidding.day import DayResult, play_day
+from rankloom.bidding.learned.base import LearnedController, prepare
 from rankloom.bidding.protocol import SavedController
 from rankloom.bidding.replay import ReplayMarket
 from rankloom.bidding.selector import Selector
 from rankloom.bidding.training import (
     CONTROLLERS,
+    WITH_OUTLOOK,
     Effort,
     Experience,
     gather_experience,
@@ -54,6 +56,37 @@ def test_nothing_is_learned_from_held_out_periods(experience: Experience) -> Non
     assert set(experience.trajectories.period_N.tolist()) == {0, 1, 2, 3}
     assert set(market.curves.period_N[market.held_out_M].tolist()) == {4}
     assert market.fidelity > 0.9
+
+
+def test_gave_cbd_and_the_expert_stand_on_mpc_and_the_baselines_do_not(experience: Experience) -> None:
+    for name in ("gave", "cbd", "pathwise", "dt-score", "iql"):
+        learned, _figures = learn(name, experience, effort=Effort.quick(2), quiet=True)
+        assert isinstance(learned, LearnedController)
+        assert (learned.outlook is not None) == (name in WITH_OUTLOOK)
+    helped, _figures = learn("dt-score", experience, effort=Effort.quick(2), outlook=True, quiet=True)
+    assert isinstance(helped, LearnedController)
+    assert helped.outlook is not None
+
+
+def test_what_the_expert_saw_is_what_would_be_seen_again(experience: Experience) -> None:
+    assert experience.expert is not None
+    anew = prepare(
+        experience.trajectories,
+        normaliser=experience.data.normaliser,
+        outlook=experience.expert.outlook,
+    )
+    alive = anew.alive_NT > 0
+    same = (anew.x_NTD - experience.data.x_NTD).abs().amax(dim=-1) < 1e-3
+    assert same[alive].float().mean() > 0.99
+    assert ((anew.anchor_NT - experience.data.anchor_NT).abs() < 1e-4)[alive].float().mean() > 0.99
+
+
+def test_the_planner_of_an_objective_is_that_objectives(log_path: Path) -> None:
+    strict = gather_experience(log_path, gamma=5.0, effort=Effort.quick(2), quiet=True)
+    assert strict.expert is not None
+    assert strict.expert.outlook is not None
+    assert strict.expert.outlook.planner.config.gamma == 5.0
+    assert strict.data.gamma == 5.0
 
 
 @pytest.mark.parametrize("name", [each for each in CONTROLLERS if each != "selector"])

@@ -3,10 +3,9 @@ from __future__ import annotations
 import html
 import json
 import re
-import subprocess
-import sys
+import shutil
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,17 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rankloom.data.filters import parse_filter
 from rankloom.errors import RankloomError
 from rankloom.recommender import Rankloom
 from rankloom.serving.app import create_app
 from rankloom.serving.describe import example_filters
 from rankloom.serving.server import bind, run
-from rankloom.serving.state import EventStore, StoredEvent
 
 
 @pytest.fixture
 def client(model: Rankloom, tmp_path: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(model, state_path=tmp_path / "events.sqlite")) as own:
+    with TestClient(create_app(model, state=tmp_path / "events.sqlite")) as own:
         yield own
 
 
@@ -36,7 +35,7 @@ def test_recommend_replies_with_the_contract(client: TestClient, model: Rankloom
     assert set(reply) >= {"request_id", "model_version", "items", "degraded", "timing_ms"}
     assert len(reply["items"]) == 5
     for item in reply["items"]:
-        assert set(item) == {"item_id", "title", "score", "sid", "sponsored", "reasons"}
+        assert set(item) == {"item_id", "title", "score", "sid", "sponsored", "reasons", "reason_codes"}
         assert model.items.row(model.row_of(item["item_id"]), named=True)["price_micros"] < 30e6  # type: ignore[arg-type]
 
 
@@ -86,10 +85,14 @@ def test_items_come_and_go_live(client: TestClient) -> None:
         "category": ["Goods", "Electronics"],
         "price_micros": 9_000_000,
     }
-    assert client.put("/v1/items", json={"items": [item]}).json() == {"new": 1, "updated": 0}
+    assert client.put("/v1/items", json={"items": [item]}).json() == {
+        "new": 1,
+        "updated": 0,
+        "catalogue_version": 1,
+    }
     ask = {"k": 1, "filter": 'item_id == "live"'}
     assert client.post("/v1/recommend", json=ask).json()["items"][0]["item_id"] == "live"
-    assert client.delete("/v1/items/live").json() == {"removed": 1}
+    assert client.delete("/v1/items/live").json() == {"removed": 1, "catalogue_version": 2}
     reply = client.post("/v1/recommend", json=ask).json()
     assert reply["items"] == []
     assert reply["degraded"]
@@ -194,8 +197,9 @@ def test_a_defect_of_ours_is_told_in_the_one_format_and_logged(
     def broken(_: object) -> None:
         raise ZeroDivisionError("secret detail")
 
+    client.put("/v1/scenarios/strict", json={"fallback": "none"})
     monkeypatch.setattr(model, "recommend_batch", broken)
-    reply = client.post("/v1/recommend", json={})
+    reply = client.post("/v1/recommend", json={"scenario": "strict"})
     assert reply.status_code == 500
     assert reply.json()["code"] == "internal"
     assert "secret" not in reply.text
@@ -232,7 +236,7 @@ def test_what_was_forgotten_stays_forgotten_when_the_person_comes_back(client: T
 def test_a_key_guards_the_api(model: Rankloom) -> None:
     with TestClient(create_app(model, api_key="secret")) as client:
         assert client.post("/v1/recommend", json={}).status_code == 401
-        assert client.post("/v1/recommend", json={}, headers={"X-Api-Key": "secre"}).json()["code"] == "key-missing"
+        assert client.post("/v1/recommend", json={}, headers={"X-Api-Key": "secre"}).json()["code"] == "key-unknown"
         assert client.post("/v1/recommend", json={}, headers={"X-Api-Key": "secret"}).status_code == 200
         for path in ("/healthz", "/readyz", "/metrics", "/"):
             assert client.get(path).status_code == 200
@@ -286,25 +290,6 @@ def test_the_filters_that_the_page_offers_mean_something_here(client: TestClient
         assert len(trace["items"]) == 3
 
 
-def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
-    path = tmp_path / "events.sqlite"
-    program = (
-        "import os, sys; from datetime import UTC, datetime; from pathlib import Path\n"
-        "from rankloom.serving.state import EventStore, StoredEvent\n"
-        f"store = EventStore(Path({str(path)!r}))\n"
-        "for n in range(40):\n"
-        "    store.append([StoredEvent(f'e{n}', 'u', f'i{n}', 'click', datetime.fromtimestamp(n, UTC))]); print(n, flush=True)\n"
-        "    if n == 25: os.kill(os.getpid(), 9)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    acknowledged = [int(line) for line in done.stdout.split()]
-    assert acknowledged[-1] == 25
-    store = EventStore(path)
-    assert [e.item_id for e in store.history("u")] == [f"i{n}" for n in acknowledged]
-    assert store.append([StoredEvent("e3", "u", "i3", "click", datetime.now(UTC))]) == [False]
-    store.close()
-
-
 def test_a_public_address_needs_a_key_and_a_port_must_be_free(
     model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,3 +301,70 @@ def test_a_public_address_needs_a_key_and_a_port_must_be_free(
     with pytest.raises(RankloomError, match="cannot listen"):
         bind("127.0.0.1", taken.getsockname()[1])
     taken.close()
+
+
+def test_pages_follow_one_another_without_repeats_to_the_end(client: TestClient, model: Rankloom) -> None:
+    body: dict[str, Any] = {"user_id": model.users[0], "k": 40, "filter": "price < 60"}
+    shown: list[str] = []
+    while True:
+        reply = client.post("/v1/recommend", json=body).json()
+        shown += [item["item_id"] for item in reply["items"]]
+        if reply["next_cursor"] is None:
+            break
+        body["cursor"] = reply["next_cursor"]
+        body["k"] = 30  # the size of a page may change
+    assert len(set(shown)) == len(shown)
+    everything = parse_filter("price < 60").mask(model.items)
+    assert set(shown) == {item for item, ok in zip(model.items["item_id"], everything, strict=True) if ok}
+    other = client.post("/v1/recommend", json={**body, "filter": "price < 59"})
+    assert (other.status_code, other.json()["code"]) == (400, "cursor-mismatch")
+    assert client.post("/v1/recommend", json={"cursor": "nonsense"}).json()["code"] == "cursor-invalid"
+
+
+def test_request_ids_and_deadlines(client: TestClient) -> None:
+    reply = client.post("/v1/recommend", json={}, headers={"X-Request-Id": "mine"})
+    assert reply.headers["x-request-id"] == reply.json()["request_id"] == "mine"
+    for bad in ("no spaces", "x" * 200):
+        assert client.post("/v1/recommend", json={}, headers={"X-Request-Id": bad}).json()["request_id"] != bad
+    assert client.get("/v1/nothing").headers["x-request-id"]
+    for bad in ("0", "-1", "x", "99999999999"):
+        told = client.post("/v1/recommend", json={}, headers={"X-Deadline-Ms": bad})
+        assert (told.status_code, told.json()["field"]) == (422, "X-Deadline-Ms")
+    assert client.post("/v1/recommend", json={}, headers={"X-Deadline-Ms": "60000"}).status_code == 200
+
+
+def test_an_event_keeps_all_that_it_says(client: TestClient, model: Rankloom) -> None:
+    event = {"event_id": "e", "user_id": "u", "item_id": model.items["item_id"][0], "event": "purchase", "position": 3,
+             "query": "tea", "request_id": "r-1", "value": 12.5, "watch_s": 2.0, "surface": "search"}  # fmt: skip
+    assert client.post("/v1/events", json={"events": [event]}).json()["accepted"] == 1
+    kept = asdict(client.app.state.serving.store.people(["u"])[0].events[0])  # type: ignore[attr-defined]
+    kept.pop("timestamp")
+    assert kept == event
+    assert client.post("/v1/events", json={"events": [{**event, "event_id": ""}]}).status_code == 422
+
+
+def test_every_example_of_the_contract_runs(model: Rankloom, model_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_path, tmp_path / "model-2")
+    app = create_app(model, state=tmp_path / "state", folder=tmp_path / "model")
+    with TestClient(app) as client:
+        page = client.get("/openapi.json").json()
+        schemas, run = page["components"]["schemas"], 0
+        for path, operations in page["paths"].items():
+            for method, operation in operations.items():
+                body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+                schema = body.get("schema", {})
+                own = schemas.get(schema.get("$ref", "").rpartition("/")[2], schema)
+                examples = [body["example"]] if "example" in body else own.get("examples", [])
+                for example in examples:
+                    reply = client.request(method, path, json=example)
+                    assert reply.status_code == 200, (path, example, reply.text)
+                    run += 1
+        assert run >= 6
+
+
+def test_requests_that_the_contract_allows_get_replies_that_it_allows(model_path: Path) -> None:
+    from tests.test_benchmarks import load
+
+    count, wrong = load("serving_fuzz").schemathesis_runs(model_path, 3)
+    assert count >= 40
+    assert not wrong, wrong[:3]

@@ -41,6 +41,7 @@ class MPCSettings:
         scenarios: how many futures, at least 2.
         lowest, highest, points: grid of multipliers in units of the CPA target.
         faith: conversions (and their price) that the curves weigh against a campaign's own record.
+        fresh: other scenarios every tick instead of one set for the day: what few scenarios get wrong is then not the same all day.
     """
 
     gamma: float = 2.0
@@ -49,6 +50,7 @@ class MPCSettings:
     highest: float = 4.0
     points: int = 53
     faith: float = 4.0
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,24 +74,48 @@ class MPC:
     def __init__(self, settings: MPCSettings | None = None, prior: MarketPrior | None = None) -> None:
         self.config = settings or MPCSettings()
         self.prior = prior or MarketPrior.default()
-        self._normal = self._draws(0)
+        self._normals = self._draws(0)
         self._factor_A = np.geomspace(self.config.lowest, self.config.highest, self.config.points)
         shift_H = SHIFTS[0] + SHIFTS[1] * np.arange(SHIFTS[2])
         self._value_HA, self._cost_HA = self.prior.curves(np.asarray(shift_H[:, None] + np.log(self._factor_A)))
 
     def start(self, campaigns: Campaigns, seed: int) -> None:
-        self._normal = self._draws(seed)
+        self._normals = self._draws(seed)
 
-    def _draws(self, seed: int) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Standard normal draws (K, T) for the three paths: a Latin hypercube, so that few scenarios cover the tails evenly."""
+    def _draws(self, seed: int) -> list[tuple[FloatArray, FloatArray, FloatArray]]:
+        """Standard normal draws (K, T) for the three paths, one set or one a tick: a Latin hypercube, so that few scenarios cover the tails evenly."""
         rng = np.random.default_rng((seed, 29))
         count = self.config.scenarios
         levels_K = ndtri((np.arange(count) + 0.5) / count)
         levels_K /= levels_K.std()
-        p_mean, price, volume = rng.permuted(np.tile(levels_K, (3, N_TICKS, 1)), axis=2).swapaxes(1, 2)
-        return p_mean, price, volume
+        sets = []
+        for _ in range(N_TICKS if self.config.fresh else 1):
+            p_mean, price, volume = rng.permuted(np.tile(levels_K, (3, N_TICKS, 1)), axis=2).swapaxes(1, 2)
+            sets.append((p_mean, price, volume))
+        return sets
+
+    def foresee(self, observation: Observation) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """The multiplier (N,) and what is foreseen at it: the figures of `Decision.details`, without a plan per tick."""
+        multiplier_N, details, _forecast, _cost_factor_N, _penalised_N = self._solve(observation)
+        return multiplier_N, details
 
     def decide(self, observation: Observation) -> Decision:
+        multiplier_N, details, forecast, cost_factor_N, penalised_N = self._solve(observation)
+        binding = tuple(
+            "budget" if early > 0.5 else ("cpa" if over > 0.25 else "none")
+            for early, over in zip(details["probability_budget_ends"], penalised_N, strict=True)
+        )
+        return Decision(
+            multiplier_N,
+            binding,
+            planned_spend_NR=self._planned(forecast, multiplier_N, cost_factor_N, observation.remaining_N),
+            details=details,
+        )
+
+    def _solve(
+        self, observation: Observation
+    ) -> tuple[FloatArray, dict[str, FloatArray], _Forecast, FloatArray, FloatArray]:
+        """Multiplier, figures, forecast, correction of the cost curve, and the chance of a penalty at 10% more."""
         config, campaigns, history = self.config, observation.campaigns, observation.history
         target_N = scale(observation)
         value_factor_N, cost_factor_N, errors = self._record(observation, target_N)
@@ -121,25 +147,17 @@ class MPC:
         mean_cost_NA, mean_value_NA = final_cost_NKA.mean(axis=1), final_value_NKA.mean(axis=1)
         ends_early_N = at((payable_NKA < 1.0).mean(axis=1), nearest_N)
         penalised_N = at((kept_NKA < 1.0).mean(axis=1), above_N)
-        binding = tuple(
-            "budget" if early > 0.5 else ("cpa" if over > 0.25 else "none")
-            for early, over in zip(ends_early_N, penalised_N, strict=True)
-        )
-        return Decision(
-            multiplier_N,
-            binding,
-            planned_spend_NR=self._planned(forecast, multiplier_N, cost_factor_N, observation.remaining_N),
-            details={
-                "predicted_score": at(score_NA, nearest_N),
-                "predicted_value": at(mean_value_NA, nearest_N),
-                "predicted_cost": at(mean_cost_NA, nearest_N),
-                "score_at_10_percent_more": at(score_NA, above_N),
-                "value_at_10_percent_more": at(mean_value_NA, above_N),
-                "cost_at_10_percent_more": at(mean_cost_NA, above_N),
-                "probability_budget_ends": ends_early_N,
-                **errors,
-            },
-        )
+        details = {
+            "predicted_score": at(score_NA, nearest_N),
+            "predicted_value": at(mean_value_NA, nearest_N),
+            "predicted_cost": at(mean_cost_NA, nearest_N),
+            "score_at_10_percent_more": at(score_NA, above_N),
+            "value_at_10_percent_more": at(mean_value_NA, above_N),
+            "cost_at_10_percent_more": at(mean_cost_NA, above_N),
+            "probability_budget_ends": ends_early_N,
+            **errors,
+        }
+        return multiplier_N, details, forecast, cost_factor_N, penalised_N
 
     def _record(
         self, observation: Observation, target_N: FloatArray
@@ -169,7 +187,7 @@ class MPC:
 
     def _forecast(self, observation: Observation) -> _Forecast:
         history, n = observation.history, observation.campaigns.n
-        normal_p, normal_price, normal_volume = self._normal
+        normal_p, normal_price, normal_volume = self._normals[observation.tick % len(self._normals)]
         p_mean_NT = history.p_sum_NT / np.maximum(history.volume_NT, 1.0)
 
         def paths(prior: Any, known_NT: FloatArray, told_N: FloatArray | None, normal_KT: FloatArray) -> FloatArray:

@@ -6,20 +6,22 @@ multipliers (Kuaishou's online form, GAVE section 4: "a residual on the mean mul
     log(alpha_t / C) = mean of the last 4 log(alpha / C) + a_t,   |a_t| < RESIDUAL
 
 before the first tick the mean is 0, that is alpha = C. One step can change the multiplier by at most exp(RESIDUAL), and a
-network that has learned "a bit more than before" can no longer grow it without end.
+network that has learned "a bit more than before" can no longer grow it without end. With an `Outlook` the residual stands on MPC's multiplier instead:
+log(alpha_t / C) = log(MPC's / C) + a_t, and MPC's view of the day is part of the state. GAVE, CBD and the pathwise expert have one unless they are told
+otherwise; the baselines (DT, DT-score, offline RL, GAS) are trained as published, without.
 
 **Return target.** What a return-conditioned policy asks for is never a constant: `ReturnTarget` is a set of expectiles of
 the (normalised) return-to-go given the state, and the policy asks for one of them, chosen on held-out training periods. Returns
 are divided by what the budget buys at the target (budget / C).
 
-Letters: N trajectories, T ticks, D normalised state columns + context columns, E expectiles.
+Letters: N trajectories, T ticks, D normalised state columns + context columns (+ outlook columns), E expectiles.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final
 
@@ -28,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rankloom.bidding.learned.outlook import OUTLOOK, Outlook, with_lead
 from rankloom.bidding.protocol import Campaigns, Decision, FloatArray, Observation
 from rankloom.bidding.score import DEFAULT_GAMMA
 from rankloom.bidding.state import (
@@ -50,6 +53,11 @@ EXPECTILES: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 INPUT_WIDTH: Final = len(STATE) + len(CONTEXT)
 
 
+def input_width(outlook: Outlook | None) -> int:
+    """Columns of a state as networks read it."""
+    return INPUT_WIDTH + (0 if outlook is None else len(OUTLOOK))
+
+
 def anchor(log_action_NT: Tensor, n_states: int) -> Tensor:
     """(N, S) mean of the last `ANCHOR_TICKS` log actions before each of the ticks 0..S-1; 0 before the first."""
     zero_N1 = log_action_NT.new_zeros(len(log_action_NT), 1)
@@ -64,12 +72,13 @@ class TrainingSet:
     """Trajectories as tensors.
 
     Attributes:
-        x_NTD: z-scored state beside context. log_action_NT: log(multiplier / C). residual_NT: what it is above `anchor_NT`.
+        x_NTD: z-scored state beside context (beside z-scored outlook). log_action_NT: log(multiplier / C). residual_NT: what it is above `anchor_NT`.
         alive_NT: float mask of ticks in which something was decided.
         reward_NT: score gained in the tick, return_NT: return-to-go of the score, value_return_NT: of the plain value; all over
             budget / C. baseline_NT: what of the return was the day's luck: a part, fitted per tick, of the best constant's score on the
             same day in hindsight; 0 where only a log is known. It does not depend on what was bid, so differences between
             actions are the same without it, and stand out.
+        outlook: what the anchor and the last columns of x come from, if any.
     """
 
     x_NTD: Tensor
@@ -83,6 +92,7 @@ class TrainingSet:
     normaliser: Normaliser
     fallback_target: float
     gamma: float
+    outlook: Outlook | None = None
 
     @property
     def n(self) -> int:
@@ -100,11 +110,15 @@ def prepare(
     gamma: float = DEFAULT_GAMMA,
     normaliser: Normaliser | None = None,
     best_score_N: FloatArray | None = None,
+    outlook: Outlook | None = None,
+    looked_NTO: Tensor | None = None,
 ) -> TrainingSet:
-    """The training set of some trajectories; the normaliser is fitted on them unless one is given.
+    """The training set of some trajectories; the normalisers are fitted on them unless they are given.
 
     Args:
         best_score_N: the best constant's score on each trajectory's day, where that is known.
+        outlook: MPC's view, and its multiplier as the anchor.
+        looked_NTO: the outlook's raw columns (`Outlook.day`) where they were worked out before.
     """
     targets = trajectories.campaigns.target_cpa_N
     finite = targets[np.isfinite(targets)]
@@ -116,6 +130,17 @@ def prepare(
         normaliser = Normaliser.fit(x_NTD[alive_NT > 0])
     affordable_N1 = (day.budget_N / day.target_N)[:, None]
     anchor_NT = anchor(day.log_action_NT, x_NTD.shape[1])
+    columns = [normaliser(x_NTD), k_NTK]
+    if outlook is not None:
+        if looked_NTO is None:
+            looked_NTO = outlook.day(
+                trajectories.campaigns, trajectories.history, fallback_target=fallback, n_states=x_NTD.shape[1]
+            )
+        raw_NTO = with_lead(looked_NTO, day.log_action_NT[:, :-1])
+        if outlook.normaliser is None:
+            outlook = replace(outlook, normaliser=Normaliser.fit(raw_NTO[alive_NT > 0]))
+        columns.append(outlook.normalised(raw_NTO))
+        anchor_NT = looked_NTO[..., 0]
     edge = 0.98 * RESIDUAL
 
     def over_budget(values: FloatArray) -> Tensor:
@@ -129,7 +154,7 @@ def prepare(
         share_T = (luck_N1 * return_NT).mean(dim=0) / luck_N1.square().mean().clamp_min(1e-9)
         baseline_NT = luck_N1 * share_T
     return TrainingSet(
-        x_NTD=torch.cat([normaliser(x_NTD), k_NTK], dim=-1),
+        x_NTD=torch.cat(columns, dim=-1),
         log_action_NT=day.log_action_NT,
         anchor_NT=anchor_NT,
         residual_NT=(day.log_action_NT - anchor_NT).clamp(-edge, edge),
@@ -140,6 +165,7 @@ def prepare(
         normaliser=normaliser,
         fallback_target=fallback,
         gamma=gamma,
+        outlook=outlook,
     )
 
 
@@ -169,9 +195,9 @@ class ReturnTarget(nn.Module):
 
     tau_E: Tensor
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 64, *, inputs: int = INPUT_WIDTH) -> None:
         super().__init__()
-        self.net = mlp((INPUT_WIDTH, width, width, len(EXPECTILES)))
+        self.net = mlp((inputs, width, width, len(EXPECTILES)))
         self.register_buffer("tau_E", torch.tensor(EXPECTILES), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -200,11 +226,17 @@ class LearnedController(nn.Module, ABC):
 
     kind = "learned"
 
-    def __init__(self, *, normaliser: Normaliser, fallback_target: float, name: str | None = None) -> None:
+    def __init__(
+        self, *, normaliser: Normaliser, fallback_target: float, name: str | None = None, outlook: Outlook | None = None
+    ) -> None:
         super().__init__()
         self.name = name or self.kind
         self.fallback_target = fallback_target
         self.normaliser = normaliser
+        self.outlook = outlook
+        self.input_width = input_width(outlook)
+        self.looked_NSO: Tensor | None = None  # what the outlook showed so far today
+        self._looked_at_NT: Tensor | None = None
         self._rng = np.random.default_rng(0)
 
     # --- to be answered by a subclass -------------------------------------------------------------------------------
@@ -230,15 +262,27 @@ class LearnedController(nn.Module, ABC):
     def start(self, campaigns: Campaigns, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
         self.eval()
+        self.looked_NSO = self._looked_at_NT = None
         self.begin()
 
     @torch.inference_mode()
     def decide(self, observation: Observation) -> Decision:
         day = observation_tensors(observation, fallback_target=self.fallback_target)
         n_states = day.volume_NS.shape[1]
-        raw_NSD, context_NSK = day_states(day, last_only=not self.needs_history(day))
-        x_NSD = torch.cat([self.normaliser(raw_NSD), context_NSK], dim=-1)
-        anchor_NS = anchor(day.log_action_NT, n_states)
+        whole = self.needs_history(day)
+        raw_NSD, context_NSK = day_states(day, last_only=not whole)
+        columns = [self.normaliser(raw_NSD), context_NSK]
+        if self.outlook is None:
+            anchor_NS = anchor(day.log_action_NT, n_states)
+        else:
+            looked_NSO = self._look(self.outlook, observation, day)
+            anchor_NS = looked_NSO[..., 0]
+            if whole:
+                seen_NSO = with_lead(looked_NSO, day.log_action_NT)
+            else:
+                seen_NSO = with_lead(looked_NSO[:, -2:], day.log_action_NT)[:, -1:]
+            columns.append(self.outlook.normalised(seen_NSO))
+        x_NSD = torch.cat(columns, dim=-1)
         residual_N, details = self.residual(x_NSD, day, anchor_NS)
         log_action_N = (anchor_NS[:, -1] + residual_N).clamp(LOG_ACTION_MIN, LOG_ACTION_MAX)
         target_N = reference_target(observation.campaigns, self.fallback_target)
@@ -250,10 +294,29 @@ class LearnedController(nn.Module, ABC):
             | {"log_multiplier_over_target": log_action_N.double().numpy()},
         )
 
+    def _look(self, outlook: Outlook, observation: Observation, day: DayTensors) -> Tensor:
+        """(N, S, O - 1) raw outlook of all states; those of earlier ticks are kept while the day goes on as it did."""
+        tick = day.volume_NS.shape[1] - 1
+        kept, at = self.looked_NSO, self._looked_at_NT
+        goes_on = kept is not None and at is not None and kept.shape[1] == tick and torch.equal(at, day.log_action_NT[:, : tick - 1])
+        if tick == 0:
+            kept = None
+        elif not goes_on:
+            kept = outlook.day(
+                observation.campaigns, observation.history, fallback_target=self.fallback_target, n_states=tick
+            )
+        now_N1O = outlook.look(observation, fallback_target=self.fallback_target)[:, None]
+        looked = now_N1O if kept is None else torch.cat([kept, now_N1O], dim=1)
+        self.looked_NSO, self._looked_at_NT = looked, day.log_action_NT[:, :tick].clone()
+        return looked
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         tensors = {f"weights.{name}": value for name, value in self.state_dict().items()}
         tensors |= {"state.mean": self.normaliser.mean_D, "state.std": self.normaliser.std_D}
-        return {name: value.detach().cpu().numpy().copy() for name, value in tensors.items()}
+        arrays: dict[str, NDArray[Any]] = {name: value.detach().cpu().numpy().copy() for name, value in tensors.items()}
+        if self.outlook is not None:
+            arrays |= {f"outlook.{name}": value for name, value in self.outlook.arrays().items()}
+        return arrays
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -262,6 +325,7 @@ class LearnedController(nn.Module, ABC):
             "fallback_target": self.fallback_target,
             "state_columns": list(STATE),
             "options": self.options(),
+            **({} if self.outlook is None else {"outlook": self.outlook.settings()}),
         }
 
 

@@ -11,7 +11,7 @@ plan's next state.
 * **Aligner**: a return model R(x_0) regresses y; after the last denoising step one gradient move on the answer only,
   s~' = s~ - lambda grad ||R(x~_0) - y||^2, up or down to what was asked. `aligner="sample"` is GS-Align: of 10 plans the best aligned.
 * **Inverse dynamics**: a_t = f(s_{t-2}, s_{t-1}, s_t, s~_{t+1}), history L = 3.
-* **Few-step student**: the same network trained on for a single pass from noise to the mean plan (`distil`): what fits a control path on a CPU, and
+* **Few-step student**: the same network trained on for a single pass to the mean plan (`distil`): what fits a control path on a CPU, and
   what is played by default; any number of DDIM steps up to the full chain is a setting.
 
 States are z-scored (AuctionNet's raw columns would drown in unit noise), and the columns of a plan are those that a bidder steers or must foresee
@@ -25,7 +25,7 @@ Shapes: B days, T ticks, P plan columns, C condition columns.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -42,6 +42,7 @@ from rankloom.bidding.learned.base import (
     mlp,
 )
 from rankloom.bidding.learned.fitting import Checkpointing, FitConfig, draw, fit
+from rankloom.bidding.learned.outlook import LEAD, OUTLOOK, Outlook
 from rankloom.bidding.learned.unet import TemporalUNet
 from rankloom.bidding.protocol import N_TICKS
 from rankloom.bidding.state import CONTEXT, N_CATEGORIES, STATE, DayTensors
@@ -55,6 +56,8 @@ PLAN_COLUMNS: Final = tuple(STATE.index(name) for name in PLAN)
 STATIC: Final = ("log_budget_in_conversions", "log_target")
 STATIC_COLUMNS: Final = tuple(STATE.index(name) for name in STATIC)
 PROPERTIES: Final = ("return", "early_spend", "roughness")
+PLAN_OUTLOOK: Final = OUTLOOK
+"""Further plan columns where the bidder has an outlook; the own column is then how far the multiplier stands above MPC's."""
 CONDITION_WIDTH: Final = 2 * len(PROPERTIES) + len(STATIC) + N_CATEGORIES
 HISTORY_STATES: Final = 3
 BUDGET, TIME = PLAN.index("budget_left"), PLAN.index("time_left")
@@ -82,12 +85,17 @@ class CbdConfig:
     align_samples: int = 10
     noise: float = 1.0
     level: float = 0.8
-    near_weight: float = 8.0
-    own_weight: float = 10.0
+    near_weight: float = 20.0
+    own_weight: float = 60.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.sampling_steps <= self.diffusion_steps:
             raise ValueError(f"sampling_steps must be 1 to {self.diffusion_steps}, not {self.sampling_steps}")
+
+
+def plan_columns(outlook: Outlook | None) -> list[int]:
+    """Which columns of a state are a plan's."""
+    return list(PLAN_COLUMNS) + ([] if outlook is None else list(range(INPUT_WIDTH, INPUT_WIDTH + len(PLAN_OUTLOOK))))
 
 
 def cosine_signal(steps: int) -> Tensor:
@@ -144,9 +152,9 @@ def trajectory_properties(trajectories: Trajectories, return_N: Tensor) -> Tenso
 class ReturnModel(nn.Module):
     """R(x_0): properties of a whole day from its states; every position has its say (mean over the day)."""
 
-    def __init__(self, width: int = 48) -> None:
+    def __init__(self, columns: int = len(PLAN), width: int = 48) -> None:
         super().__init__()
-        self.conv_1 = nn.Conv1d(len(PLAN) + 1, width, 5, padding=2)
+        self.conv_1 = nn.Conv1d(columns + 1, width, 5, padding=2)
         self.conv_2 = nn.Conv1d(width, width, 5, padding=2)
         self.head = mlp((width + len(STATIC) + N_CATEGORIES, width, len(PROPERTIES)))
 
@@ -188,10 +196,13 @@ class CbdController(LearnedController):
         self.property_std = torch.tensor(property_std or [1.0] * len(PROPERTIES))
         self.ask = dict(ask or {})
         self.distilled = distilled
-        self.unet = TemporalUNet(columns=len(PLAN), condition=CONDITION_WIDTH, widths=cbd.widths)
-        self.return_model = ReturnModel()
-        self.inverse = mlp(((HISTORY_STATES + 1) * len(PLAN) + len(STATIC) + N_CATEGORIES, 128, 128, 1))
-        self.target = ReturnTarget()
+        self.columns = plan_columns(self.outlook)
+        width = len(self.columns)
+        self.own = PLAN.index("log_multiplier_1") if self.outlook is None else len(PLAN) + LEAD
+        self.unet = TemporalUNet(columns=width, condition=CONDITION_WIDTH, widths=cbd.widths)
+        self.return_model = ReturnModel(width)
+        self.inverse = mlp(((HISTORY_STATES + 1) * width + len(STATIC) + N_CATEGORIES, 128, 128, 1))
+        self.target = ReturnTarget(inputs=self.input_width)
         self.signal_K = cosine_signal(cbd.diffusion_steps)
         self._generator = torch.Generator().manual_seed(0)
         self.last_plan_NTP: Tensor | None = None
@@ -252,8 +263,8 @@ class CbdController(LearnedController):
     def weighted(self, error_BTP: Tensor) -> Tensor:
         """Errors with the bidder's own column counting `own_weight` times the others (Diffuser's action weight, Janner et al. 2022): most columns
         are the market's, which no planner foresees well and the inverse dynamics hardly needs."""
-        weight_P = torch.ones(len(PLAN))
-        weight_P[PLAN.index("log_multiplier_1")] = self.cbd.own_weight**0.5
+        weight_P = torch.ones(len(self.columns))
+        weight_P[self.own] = self.cbd.own_weight**0.5
         return error_BTP * weight_P
 
     def _network(self, noised_BTP: Tensor, known_BT: Tensor, step_B: Tensor, condition_BC: Tensor) -> Tensor:
@@ -333,8 +344,8 @@ class CbdController(LearnedController):
     def plan(self, x_NSD: Tensor, day: DayTensors | None = None) -> tuple[Tensor, Tensor]:
         """Aligned plans (N, T, P) from the states so far, and the wishes (N, 3) in their own units."""
         n, n_states, _ = x_NSD.shape
-        observed_NTP = torch.zeros(n, N_TICKS, len(PLAN))
-        observed_NTP[:, :n_states] = x_NSD[..., list(PLAN_COLUMNS)]
+        observed_NTP = torch.zeros(n, N_TICKS, len(self.columns))
+        observed_NTP[:, :n_states] = x_NSD[..., self.columns]
         known_NT = query_mask(torch.full((n,), n_states - 1))
         static_NC = self.static(x_NSD)
         wish_NC, present_NC = self.wishes(x_NSD)
@@ -348,7 +359,7 @@ class CbdController(LearnedController):
             plans = self.complete(repeat(observed_NTP), repeat(known_NT), repeat(condition_NC), self._generator)
             off = self.misalignment(plans, repeat(wish_NC), repeat(present_NC), repeat(static_NC)).view(n, many)
             best_N = off.argmin(dim=1)
-            return plans.view(n, many, N_TICKS, len(PLAN))[torch.arange(n), best_N], wish_NC
+            return plans.view(n, many, N_TICKS, len(self.columns))[torch.arange(n), best_N], wish_NC
         plan_NTP = self.complete(observed_NTP, known_NT, condition_NC, self._generator)
         if self.cbd.aligner == "gradient":
             plan_NTP = self.align(plan_NTP, known_NT, wish_NC, present_NC, static_NC)
@@ -391,8 +402,12 @@ class CbdController(LearnedController):
 
     def raw(self, plan_NTP: Tensor) -> Tensor:
         """Plan columns in their own units."""
-        columns = list(PLAN_COLUMNS)
-        return plan_NTP * self.normaliser.std_D[columns] + self.normaliser.mean_D[columns]
+        own = list(PLAN_COLUMNS)
+        std_P, mean_P = self.normaliser.std_D[own], self.normaliser.mean_D[own]
+        if self.outlook is not None and self.outlook.normaliser is not None:
+            std_P = torch.cat([std_P, self.outlook.normaliser.std_D])
+            mean_P = torch.cat([mean_P, self.outlook.normaliser.mean_D])
+        return plan_NTP * std_P + mean_P
 
 
 def plan_validity(raw_NTP: Tensor, first_tick: int, *, tolerance: float = 0.01) -> Tensor:
@@ -423,7 +438,7 @@ def train_cbd(
         trajectories: the ones `data` was prepared from (their spending shape is a property).
     """
     cbd = cbd or CbdConfig()
-    config = config or FitConfig(steps=900, batch=48, learning_rate=2e-3, average=0.99)
+    config = config or FitConfig(steps=600, batch=48, learning_rate=2e-3, average=0.99)
     torch.manual_seed(seed)
     score_N = data.return_NT[:, 0]
     properties_NC = trajectory_properties(trajectories, score_N)
@@ -435,8 +450,9 @@ def train_cbd(
         cbd=cbd,
         property_mean=mean_C.tolist(),
         property_std=std_C.tolist(),
+        outlook=data.outlook,
     )
-    plan_NTP = data.x_NTD[..., list(PLAN_COLUMNS)]
+    plan_NTP = data.x_NTD[..., model.columns]
     scored_NC = (properties_NC - mean_C) / std_C
 
     def step_loss(_step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -481,26 +497,27 @@ def distil(
     checkpointing: Checkpointing | None = None,
     quiet: bool = False,
 ) -> tuple[CbdController, list[dict[str, float]]]:
-    """A student that plans in one pass from pure noise.
+    """A student that plans in one pass.
 
     At the last diffusion step nothing of the answer is left in the input, so what minimises the squared error there is the mean of all days that go on
     from this query under this wish: the mean of what the teacher's many steps sample. The student starts from the teacher and trains that one
     step alone. For control the mean is also the better plan: a sampled day carries the noise of the bidders it was learned from, and a
-    planner that samples anew every tick adds that noise to its multiplier every tick.
+    planner that samples anew every tick adds that noise to its multiplier every tick. Since the noise tells nothing, the student starts from its mean, 0.
     """
-    config = config or FitConfig(steps=600, batch=48, learning_rate=1e-3, average=0.99)
+    config = config or FitConfig(steps=1500, batch=64, learning_rate=1.5e-3, average=0.99)
     torch.manual_seed(seed)
     student = CbdController(
         normaliser=teacher.normaliser,
         fallback_target=teacher.fallback_target,
         name=f"{teacher.name}-student",
-        **(teacher.options() | {"distilled": True}),
+        outlook=teacher.outlook,
+        **(teacher.options() | {"distilled": True, "cbd": replace(teacher.cbd, noise=0.0)}),
     )
     student.load_state_dict(teacher.state_dict())
     for part in (student.return_model, student.inverse, student.target):
         part.requires_grad_(False)
     last = teacher.cbd.diffusion_steps - 1
-    plan_NTP = data.x_NTD[..., list(PLAN_COLUMNS)]
+    plan_NTP = data.x_NTD[..., student.columns]
     properties_NC = trajectory_properties(trajectories, data.return_NT[:, 0])
 
     def step_loss(_step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from rankloom.bidding.learned.base import (
-    INPUT_WIDTH,
     LearnedController,
     ReturnTarget,
     TrainingSet,
@@ -49,10 +48,10 @@ class SequenceController(LearnedController):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.config = TransformerConfig(input_width=INPUT_WIDTH, width=width, layers=layers, heads=heads, window=window)
+        self.config = TransformerConfig(input_width=self.input_width, width=width, layers=layers, heads=heads, window=window)
         self.level = level
         self.score_aligned = score_aligned
-        self.target = ReturnTarget()
+        self.target = ReturnTarget(inputs=self.input_width)
         self.transformer = DayTransformer(self.config)
         self.action_head = nn.Linear(width, 1)
         nn.init.zeros_(self.action_head.weight)
@@ -138,6 +137,7 @@ def train_dt(
         fallback_target=data.fallback_target,
         name="dt-score" if score_aligned else "dt",
         score_aligned=score_aligned,
+        outlook=data.outlook,
         **(options or {}),
     )
 

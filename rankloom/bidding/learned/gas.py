@@ -111,7 +111,7 @@ def train_gas(
     config = config or FitConfig()
     torch.manual_seed(seed)
     model = GasController(
-        normaliser=data.normaliser, fallback_target=data.fallback_target, name="gas", **(options or {})
+        normaliser=data.normaliser, fallback_target=data.fallback_target, name="gas", outlook=data.outlook, **(options or {})
     )
 
     def step_loss(_step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -44,7 +44,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankloom.bidding.learned.base import INPUT_WIDTH, RESIDUAL, TrainingSet, bounded, expectile_loss, masked_mean, mlp
+from rankloom.bidding.learned.base import RESIDUAL, TrainingSet, bounded, expectile_loss, masked_mean, mlp
 from rankloom.bidding.learned.decision_transformer import SequenceController
 from rankloom.bidding.learned.fitting import Checkpointing, FitConfig, draw, fit
 from rankloom.bidding.state import LOG_ACTION_MAX, LOG_ACTION_MIN
@@ -139,7 +139,7 @@ class GaveController(SequenceController):
         nn.init.zeros_(self.beta_head.bias)
         self.return_head = mlp((width, 32, 1))
         self.value_head = mlp((width, 32, 1))
-        self.behaviour = mlp((INPUT_WIDTH, 64, 64, 1))
+        self.behaviour = mlp((self.input_width, 64, 64, 1))
 
     def options(self) -> dict[str, Any]:
         return super().options() | {"gave": asdict(self.gave)}
@@ -234,7 +234,12 @@ def train_gave(
     config = config or FitConfig()
     torch.manual_seed(seed)
     model = GaveController(
-        normaliser=data.normaliser, fallback_target=data.fallback_target, name=name, gave=gave, **(options or {})
+        normaliser=data.normaliser,
+        fallback_target=data.fallback_target,
+        name=name,
+        gave=gave,
+        outlook=data.outlook,
+        **(options or {}),
     )
 
     def step_loss(_step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

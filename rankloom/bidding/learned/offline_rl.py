@@ -42,7 +42,7 @@ class PolicyController(LearnedController):
     def __init__(self, *, width: int = 96, **common: Any) -> None:
         super().__init__(**common)
         self.width = width
-        self.net = mlp((INPUT_WIDTH, width, width, 1))
+        self.net = mlp((self.input_width, width, width, 1))
 
     def options(self) -> dict[str, Any]:
         return {"width": self.width}
@@ -61,10 +61,10 @@ class PolicyController(LearnedController):
 class Critic(nn.Module):
     """Twin Q(s, a); the action is a residual, scaled to [-1, 1]."""
 
-    def __init__(self, width: int = 96) -> None:
+    def __init__(self, width: int = 96, *, inputs: int = INPUT_WIDTH) -> None:
         super().__init__()
-        self.first = mlp((INPUT_WIDTH + 1, width, width, 1))
-        self.second = mlp((INPUT_WIDTH + 1, width, width, 1))
+        self.first = mlp((inputs + 1, width, width, 1))
+        self.second = mlp((inputs + 1, width, width, 1))
 
     def forward(self, x: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         both = torch.cat([x, action[..., None] / RESIDUAL], dim=-1)
@@ -80,8 +80,8 @@ class _Learner(nn.Module):
     def __init__(self, policy: PolicyController, width: int) -> None:
         super().__init__()
         self.policy = policy
-        self.critic = Critic(width)
-        self.value = mlp((INPUT_WIDTH, width, width, 1))
+        self.critic = Critic(width, inputs=policy.input_width)
+        self.value = mlp((policy.input_width, width, width, 1))
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.slow_policy = copy.deepcopy(policy).requires_grad_(False)
 
@@ -127,7 +127,7 @@ def train_policy(
     config = config or FitConfig(steps=3000, batch=512, learning_rate=1e-3, average=0.995)
     torch.manual_seed(seed)
     policy = PolicyController(
-        normaliser=data.normaliser, fallback_target=data.fallback_target, name=method, width=width
+        normaliser=data.normaliser, fallback_target=data.fallback_target, name=method, width=width, outlook=data.outlook
     )
     learner = _Learner(policy, width)
     alive = data.alive_NT > 0

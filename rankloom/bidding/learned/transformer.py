@@ -145,15 +145,17 @@ class DayTransformer(nn.Module):
 
     def peek(self, action_BC: Tensor, tick: int, kept: list[KeyValue]) -> Tensor:
         """(B, C, W) of C candidate actions of one tick, each as if it alone came after the kept tokens up to s_t."""
-        n_candidates = action_BC.shape[1]
+        n_candidates, n_tokens = action_BC.shape[1], 3 * tick + 2
         h = self.embed_action(action_BC[..., None]) + self.embed_tick.weight[tick] + self.embed_kind.weight[2]
-        n_tokens = kept[0][0].shape[2]
         seen = self._mask(torch.full((n_candidates,), 3 * tick + 1), torch.arange(n_tokens))
         mask = torch.cat([seen, torch.eye(n_candidates, dtype=torch.bool)], dim=1)
         for block, (past_k, past_v) in zip(self.blocks, kept, strict=True):
             q, k, v = block.project(h)  # type: ignore[operator]
             attended = functional.scaled_dot_product_attention(
-                q, torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2), attn_mask=mask
+                q,
+                torch.cat([past_k[:, :, :n_tokens], k], dim=2),
+                torch.cat([past_v[:, :, :n_tokens], v], dim=2),
+                attn_mask=mask,
             )
             h = block.finish(h, attended)  # type: ignore[operator]
         out: Tensor = self.norm(h)
@@ -166,10 +168,10 @@ class DayTransformer(nn.Module):
 
         Args:
             previous_action_B: a_{t-1}, whose token could not be made before it was known; None at tick 0.
-            kept: what the last step returned.
+            kept: what the last step returned; it is written on.
 
         Returns:
-            (B, W) of the state token, and keys and values up to it.
+            (B, W) of the state token, and keys and values up to it (room for the whole day, so that a tick copies its own tokens alone).
         """
         if (tick == 0) != (kept is None) or (tick == 0) != (previous_action_B is None):
             raise ValueError("tick 0 has no earlier action and nothing kept; every later tick has both")
@@ -187,12 +189,14 @@ class DayTransformer(nn.Module):
             first -= 1
         h = torch.stack(rows, dim=1)
         query = first + torch.arange(h.shape[1])
-        mask = self._mask(query, torch.arange(first + h.shape[1]))
-        now: list[KeyValue] = []
-        for layer, block in enumerate(self.blocks):
+        end = first + h.shape[1]
+        mask = self._mask(query, torch.arange(end))
+        if kept is None:
+            room = (len(x_BD), self.config.heads, 3 * N_TICKS, self.config.width // self.config.heads)
+            kept = [(h.new_empty(room), h.new_empty(room)) for _ in self.blocks]
+        for block, (keys, values) in zip(self.blocks, kept, strict=True):
             q, k, v = block.project(h)  # type: ignore[operator]
-            if kept is not None:
-                k, v = torch.cat([kept[layer][0], k], dim=2), torch.cat([kept[layer][1], v], dim=2)
-            now.append((k, v))
-            h = block.finish(h, functional.scaled_dot_product_attention(q, k, v, attn_mask=mask))  # type: ignore[operator]
-        return self.norm(h)[:, -1], now
+            keys[:, :, first:end], values[:, :, first:end] = k, v
+            attended = functional.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], attn_mask=mask)
+            h = block.finish(h, attended)  # type: ignore[operator]
+        return self.norm(h)[:, -1], kept

@@ -319,6 +319,9 @@ def main(spec: str) -> None:
     """The child: reads observations from standard input until it closes, writes decisions to standard output."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a controller prints must not get between the frames
+    from rankloom.training.processor import keep_freed_memory  # torch: not in the process that bids
+
+    keep_freed_memory()  # a decision asks for the same megabytes every time: mapping them anew is half of its time
     try:
         make = resolve(spec)
         name = make().name

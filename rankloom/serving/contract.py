@@ -1,0 +1,189 @@
+"""The bodies and replies of the HTTP API (DESIGN: HTTP), with the examples that the OpenAPI page shows and the tests run."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+MAX_BODY: Final = 2_000_000
+_MAX_INT: Final = 2**62
+_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def utc(when: datetime) -> datetime:
+    """In UTC; a time without a zone is taken as UTC.
+
+    Raises:
+        ValueError: before 1970, or so late that no clock is only a little wrong.
+    """
+    when = when.replace(tzinfo=UTC) if when.tzinfo is None else when
+    # compared before it is moved to UTC, which fails at the ends of the calendar
+    if not _EARLIEST <= when <= datetime.now(UTC) + timedelta(days=2):
+        raise ValueError("the time is before 1970 or in the future")
+    return when.astimezone(UTC)
+
+
+Moment = Annotated[datetime, AfterValidator(utc)]
+Seconds = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
+Id = Annotated[str, Field(min_length=1, max_length=200)]
+Surface = Literal["feed", "search", "ads"]
+
+
+class Body(BaseModel):
+    """What comes from outside: unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def _example(**value: Any) -> ConfigDict:
+    return ConfigDict(extra="forbid", json_schema_extra={"examples": [value]})
+
+
+class HistoryItem(Body):
+    item_id: str = Field(max_length=200)
+    event: str = Field(default="click", max_length=100)
+    timestamp: Moment | None = None
+    watch_s: Seconds | None = None
+    surface: Surface = "feed"
+
+
+class Ask(Body):
+    """One body for recommend and search."""
+
+    model_config = _example(user_id="u1", k=5, filter="price < 30", explain=True)
+    scenario: str = Field(default="default", max_length=100)
+    user_id: str | None = Field(default=None, max_length=200)
+    history: list[HistoryItem] | None = Field(default=None, max_length=2000)
+    query: str | None = Field(default=None, max_length=500)
+    k: int = Field(default=10, ge=1, le=200)
+    filter: str | None = Field(default=None, max_length=4000)
+    exclude: list[Annotated[str, Field(max_length=200)]] = Field(default=[], max_length=1000)
+    explain: bool = False
+    cursor: str | None = Field(default=None, max_length=20_000)
+    """`next_cursor` of the page before: the same question again, without what was shown."""
+
+    @property
+    def words(self) -> str | None:
+        """The words of a search, None where there are none."""
+        return self.query if self.query and self.query.strip() else None
+
+
+class ReplyItem(BaseModel):
+    item_id: str
+    title: str
+    score: float
+    sid: list[int]
+    sponsored: bool
+    reasons: list[str]
+    reason_codes: list[str]
+    """Why it is in the list: `personal`, `new-visitor`, `search`, `popular` (fallback), `exploration`, `fresh`."""
+
+
+class Reply(BaseModel):
+    """What recommend and search answer."""
+
+    request_id: str
+    scenario: str
+    model_version: str
+    catalogue_version: int
+    items: list[ReplyItem]
+    next_cursor: str | None
+    degraded: bool
+    degraded_cause: str | None
+    degraded_reason: str | None
+    timing_ms: dict[str, float]
+
+
+class EventIn(Body):
+    event_id: Id | None = None
+    user_id: Id
+    item_id: Id
+    event: str = Field(max_length=100)
+    timestamp: datetime | None = None
+    watch_s: Seconds | None = None
+    surface: Surface = "feed"
+    position: int | None = Field(default=None, ge=0, le=100_000)
+    query: str | None = Field(default=None, max_length=500)
+    request_id: str | None = Field(default=None, max_length=200)
+    value: float | None = Field(default=None, ge=-1e15, le=1e15, allow_inf_nan=False)
+
+
+class Events(Body):
+    model_config = _example(events=[{"event_id": "e-1", "user_id": "u1", "item_id": "v1", "event": "click"}])
+    events: list[EventIn] = Field(max_length=10_000)
+
+
+class Rejected(BaseModel):
+    index: int
+    code: str
+    message: str
+
+
+class EventsReply(BaseModel):
+    accepted: int
+    duplicate: int
+    rejected: list[Rejected]
+
+
+class ItemIn(Body):
+    item_id: Id
+    title: str = Field(min_length=1, max_length=2000)
+    description: str | None = Field(default=None, max_length=20_000)
+    brand: str | None = Field(default=None, max_length=500)
+    category: list[Annotated[str, Field(max_length=500)]] | None = Field(default=None, max_length=20)
+    price_micros: int | None = Field(default=None, ge=0, le=_MAX_INT)
+    currency: str | None = Field(default=None, max_length=10)
+    attributes: dict[Annotated[str, Field(max_length=200)], Annotated[str, Field(max_length=2000)]] | None = Field(
+        default=None, max_length=100
+    )
+    created_at: Moment | None = None
+    duration_s: Seconds | None = None
+    in_stock: bool | None = None
+    image_url: str | None = Field(default=None, max_length=2000)
+
+
+class Items(Body):
+    model_config = _example(
+        items=[
+            {"item_id": "live-1", "title": "Green tea, 50 g", "category": ["Goods", "Tea"], "price_micros": 9_500_000, "in_stock": True}
+        ]
+    )
+    items: list[ItemIn] = Field(min_length=1, max_length=10_000)
+
+
+class ItemsReply(BaseModel):
+    new: int
+    updated: int
+    catalogue_version: int
+
+
+class RemovedReply(BaseModel):
+    removed: int
+    catalogue_version: int
+
+
+class ForgottenReply(BaseModel):
+    user_id: str
+    events_removed: int
+
+
+class Deployment(Body):
+    """A model folder to put to use."""
+
+    model_config = _example(folder="model-2", mode="canary", share=0.1)
+    folder: str = Field(min_length=1, max_length=500)
+    mode: Literal["current", "canary", "shadow"] = "current"
+    share: float = Field(default=0.1, gt=0, le=1, allow_inf_nan=False)
+    """Share of people that a canary answers."""
+
+
+class Problem(BaseModel):
+    """The one error format."""
+
+    code: str
+    message: str
+    field: str | None = None
+    value: str | None = None
+    action: str | None = None
