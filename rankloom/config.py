@@ -417,13 +417,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoding": {"beam": 32},
     },
     "small": {
-        "model": {"d_model": 64, "n_layers": 2, "n_heads": 2, "ffn_mult": 2.0, "dropout": 0.3, "content": "aligned"},
+        "model": {"d_model": 64, "n_layers": 2, "n_heads": 2, "ffn_mult": 2.0, "dropout": 0.3, "content": "aligned", "item_dropout": 0.3},
         "training": {
             "batch_tokens": 1024,
             "max_epochs": 8,
             "eval_users": 4000,
             "learning_rate": 2e-3,
             "label_smoothing": 0.1,
+            "weight_decay": 0.2,
             "ema": 0.998,
             "precision": "auto",
         },

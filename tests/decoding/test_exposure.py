@@ -136,4 +136,5 @@ def test_items_of_a_leaf_share_it_as_they_are_taken_now() -> None:
     assert abs(sum(share.values()) - 1) < 1e-5
     assert share[1] > 5 * share[0]
     assert share[2] < 1e-3
-    assert own.exposure.rate_GA.shape == (1, N_AGES) and float(own.exposure.rate_GA[0, NOT_YET]) > 0
+    assert own.exposure.rate_GA.shape == (1, N_AGES)
+    assert float(own.exposure.rate_GA[0, NOT_YET]) > 0

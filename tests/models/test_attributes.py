@@ -22,17 +22,22 @@ def test_the_same_value_is_the_same_token_and_nothing_is_zero() -> None:
     tokens = item_attributes(ITEMS)
     assert tokens is not None
     home, second, brand, price, duration = tokens.T
-    assert home[0] == home[1] != 0 and home[2] == 0
-    assert second[0] != second[1] and second[2] == 0
-    assert brand[0] == brand[2] != 0 and brand[1] == 0
+    assert home[0] == home[1] != 0
+    assert home[2] == 0
+    assert second[0] != second[1]
+    assert second[2] == 0
+    assert brand[0] == brand[2] != 0
+    assert brand[1] == 0
     # half octaves: 10 and 11 are alike, 90 is not
     assert price[0] == price[1] != price[2]
-    assert duration.tolist()[:2] == [0, 0] and duration[2] != 0
+    assert duration.tolist()[:2] == [0, 0]
+    assert duration[2] != 0
 
 
 def test_tokens_do_not_depend_on_the_rest_of_the_catalogue() -> None:
     whole, alone = item_attributes(ITEMS), item_attributes(ITEMS[:1])
-    assert whole is not None and alone is not None
+    assert whole is not None
+    assert alone is not None
     assert set(alone[0].tolist()) == set(whole[0].tolist()) - {0}
 
 

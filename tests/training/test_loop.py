@@ -229,7 +229,7 @@ def test_nothing_at_or_after_a_target_changes_its_logits(options: dict[str, int]
 
     def states(own: Any) -> torch.Tensor:
         batch = batches(own, max_history=20).build(np.arange(2))
-        hidden = model(batch.context, batch.target_BT, model.items.codes_IQ[batch.item_M], batch.surface_BT)
+        hidden, _ = model(batch.context, batch.target_BT, model.items.codes_IQ[batch.item_M], batch.surface_BT)
         assert len(hidden) == 23
         return hidden
 
