@@ -46,6 +46,8 @@ from rankloom.bidding.training import choose_level, held_out_results, learn
 from rankloom.bidding.trajectories import from_result
 
 LAMBDAS = (0.0, 0.1, 1.0, 10.0, 100.0)
+PROPERTY_STEP = 10.0
+"""lambda where properties are asked for: plans here are z-scored, and the largest step that still brings R(plan) nearer is of this order."""
 PLAN_TICKS = (0, 8, 16, 24, 32, 40)
 TOLERANCE = 0.01
 """A rise of the remaining budget that does not count, as a share of the budget."""
@@ -230,13 +232,14 @@ def main() -> int:
 
     def shaped(name: str, wish: float | None) -> dict[str, float]:
         planner = trained("student", first)
+        planner.cbd = replace(planner.cbd, align_step=PROPERTY_STEP)
         if wish is not None:
             place = {"early_spend": 1, "roughness": 2}[name]
             planner.ask = {name: float(planner.property_mean[place] + wish * planner.property_std[place])}
         return properties_of(played(planner))
 
     for name in ("early_spend", "roughness"):
-        got = [bench.cell({"ask": name, "wish": wish}, lambda n=name, w=wish: shaped(n, w))[name] for wish in (-1.5, None, 1.5)]
+        got = [bench.cell({"ask": name, "wish": wish, "lambda": PROPERTY_STEP}, lambda n=name, w=wish: shaped(n, w))[name] for wish in (-1.5, None, 1.5)]
         for wish, value in zip(("low", "nothing", "high"), got, strict=True):
             bench.row(system="CBD", variant=f"asked: {wish}", metric=name, value=value)
         bench.check(f"{name}: rises from asked low to asked high by", got[2] - got[0], at_least=0.02)
