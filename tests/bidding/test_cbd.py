@@ -78,11 +78,12 @@ def test_the_loss_counts_the_answer_alone(lengths: list[int]) -> None:
     assert answer_loss(error, known, 8.0).item() == pytest.approx(4.0)
 
 
-def test_the_own_column_counts_more_than_the_markets(model: CbdController) -> None:
+def test_the_own_column_and_the_budget_count_more_than_the_markets(model: CbdController) -> None:
     error = torch.ones(1, 2, len(PLAN))
     weighted = model.weighted(error)[0, 0].square()
     assert weighted[PLAN.index("log_multiplier_1")].item() == pytest.approx(SMALL.own_weight)
-    assert weighted.sum().item() == pytest.approx(SMALL.own_weight + len(PLAN) - 1)
+    assert weighted[PLAN.index("budget_left")].item() == pytest.approx(SMALL.pace_weight)
+    assert weighted.sum().item() == pytest.approx(SMALL.own_weight + SMALL.pace_weight + len(PLAN) - 2)
 
 
 def test_positions_right_after_the_query_can_count_more() -> None:
@@ -312,6 +313,40 @@ def test_the_last_observed_state_fades_into_the_answer() -> None:
     assert found[0, 4, 0] == 4.0
     assert found[0, 10, 0].item() == pytest.approx(4.0 * np.exp(-1))
     assert (persistence(plan, torch.zeros(2, 12)) == 0).all()
+
+
+def test_without_a_word_of_the_network_budget_and_clock_run_out_evenly(model: CbdController, data: TrainingSet) -> None:
+    plan = data.x_NTD[:3][..., model.columns]
+    known = query_mask(torch.tensor([11, 11, 40]))
+    clock, left = model.steered(plan, known, torch.zeros(3, 48))
+    steered = plan.clone()
+    steered[..., PLAN.index("time_left")], steered[..., PLAN.index("budget_left")] = clock[..., 0], left[..., 0]
+    raw, seen = model.raw(impose(steered, plan, known)), model.raw(plan)
+    torch.testing.assert_close(raw[..., PLAN.index("time_left")], (1 - torch.arange(48) / 48).expand(3, -1), atol=1e-5, rtol=0)
+    budget = PLAN.index("budget_left")
+    even = seen[0, 11, budget] * (48 - torch.arange(12, 48)) / 37
+    torch.testing.assert_close(raw[0, 12:, budget], even, atol=1e-4, rtol=0)
+
+
+def test_whatever_the_network_says_a_planned_budget_never_rises(model: CbdController, data: TrainingSet) -> None:
+    plan = data.x_NTD[:4][..., model.columns]
+    known = query_mask(torch.tensor([0, 11, 40, 46]))
+    said = 8 * torch.randn(4, 48, generator=torch.Generator().manual_seed(0))
+    left = model.steered(plan, known, said)[1]
+    steered = plan.clone()
+    steered[..., PLAN.index("budget_left")] = left[..., 0]
+    raw = model.raw(impose(steered, plan, known))
+    assert plan_validity(raw, 0, tolerance=1e-4).all()
+    # more said is more spent
+    mild, more = (model.steered(plan, known, 0.1 * said + extra)[1] for extra in (0.0, 1.0))
+    assert (more[1, 13:] < mild[1, 13:]).all()
+
+
+def test_the_clock_of_a_plan_is_never_wrong(model: CbdController, data: TrainingSet) -> None:
+    model.start(small_day(0)[0].campaigns, 0)
+    plans, _wishes = model.plan(data.x_NTD[:4, :9])
+    time_left = model.raw(plans)[..., PLAN.index("time_left")]
+    torch.testing.assert_close(time_left, (1 - torch.arange(48) / 48).expand(4, -1), atol=2e-3, rtol=0)
 
 
 def test_impose_takes_known_positions_from_what_was_observed() -> None:

@@ -17,8 +17,9 @@ plan's next state.
 States are z-scored (AuctionNet's raw columns would drown in unit noise), and the columns of a plan are those that a bidder steers or must foresee
 (`PLAN`). The network predicts the clean day ("x0") or the noise ("epsilon", the paper's form); cosine schedule, DDIM sampling.
 The paper leaves normalisation, schedule and the return model's architecture open; a plan has no state after the last
-tick, so there the campaign keeps its recent mean multiplier. The network's answer is added to a fading copy of the last observed state
-(`persistence`): what a bidder acts on is how the next state differs from this one, and that is small beside the spread of days.
+tick, so there the campaign keeps its anchor. The completer's answer is added to a fading copy of the last observed state
+(`persistence`): what a bidder acts on is how the next state differs from this one, and that is small beside the spread of days. Clock and remaining
+budget are not free numbers: the clock is known, and a tick spends a share of what is left (`CbdController.steered`).
 
 Shapes: B days, T ticks, P plan columns, C condition columns.
 """
@@ -71,7 +72,7 @@ class CbdConfig:
     widths: of the U-Net. diffusion_steps: K of training. sampling_steps: of DDIM at inference: K is the full chain, 1 the mean plan (see `distil`).
     predict: "x0" or "epsilon". completer: see the module's text. condition_dropout: per property.
     aligner, align_step: how plans are aligned and lambda. align_samples: plans of GS-Align. noise: scale of the starting noise.
-    level: expectile of the attainable return that is asked for. near_weight: see `answer_loss`. own_weight: see `CbdController.weighted`.
+    level: expectile of the attainable return that is asked for. near_weight: see `answer_loss`. own_weight, pace_weight: see `CbdController.weighted`.
     """
 
     widths: tuple[int, ...] = (32, 64, 128)
@@ -85,8 +86,9 @@ class CbdConfig:
     align_samples: int = 10
     noise: float = 1.0
     level: float = 0.8
-    near_weight: float = 20.0
+    near_weight: float = 10.0
     own_weight: float = 60.0
+    pace_weight: float = 20.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.sampling_steps <= self.diffusion_steps:
@@ -261,15 +263,43 @@ class CbdController(LearnedController):
         return answer_loss(self.weighted(error_BTP), known_BT, near)
 
     def weighted(self, error_BTP: Tensor) -> Tensor:
-        """Errors with the bidder's own column counting `own_weight` times the others (Diffuser's action weight, Janner et al. 2022): most columns
-        are the market's, which no planner foresees well and the inverse dynamics hardly needs."""
+        """Errors with the bidder's own column counting `own_weight` times the others (Diffuser's action weight, Janner et al. 2022) and the remaining
+        budget `pace_weight` times: most columns are the market's, which no planner foresees well and the inverse dynamics hardly needs."""
         weight_P = torch.ones(len(self.columns))
-        weight_P[self.own] = self.cbd.own_weight**0.5
+        weight_P[self.own], weight_P[BUDGET] = self.cbd.own_weight**0.5, self.cbd.pace_weight**0.5
         return error_BTP * weight_P
 
     def _network(self, noised_BTP: Tensor, known_BT: Tensor, step_B: Tensor, condition_BC: Tensor) -> Tensor:
         out: Tensor = self.unet(noised_BTP, known_BT, step_B, condition_BC)
-        return out + persistence(noised_BTP, known_BT) if self.cbd.predict == "x0" and self.cbd.completer else out
+        if self.cbd.predict != "x0" or not self.cbd.completer:
+            return out
+        expected_BTP = persistence(noised_BTP, known_BT)
+        clock_BT1, budget_BT1 = self.steered(noised_BTP, known_BT, out[..., BUDGET])
+        answer_BTP = (out + expected_BTP).index_copy(2, torch.tensor([TIME]), clock_BT1)
+        return answer_BTP.index_copy(2, torch.tensor([BUDGET]), budget_BT1)
+
+    def steered(self, plan_BTP: Tensor, known_BT: Tensor, said_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, 1) z-scored clock and remaining budget of the answer.
+
+        The clock is known. Of the money that is left a tick spends a share: sigmoid of what the network said above what an even run to nothing at the
+        day's end would be. So a plan's budget cannot rise, nor pass what there is.
+        """
+        n_ticks = plan_BTP.shape[1]
+        last_B1 = known_BT.sum(dim=1, keepdim=True).long() - 1
+        first_B1 = last_B1.clamp_min(0)
+        distance_BT = torch.arange(n_ticks)[None, :] - first_B1
+        answer_BT = ((1 - known_BT) > 0) & (distance_BT > 0)
+        ahead_BT = (n_ticks - first_B1 - distance_BT + 1).clamp_min(1).float()
+        # an even run spends 1 / (ticks ahead, this one among them) of what is left
+        spent_BT = torch.sigmoid(said_BT - torch.log((ahead_BT - 1).clamp_min(0.05)))
+        kept_BT = torch.cumsum(torch.where(answer_BT, torch.log1p(-spent_BT.clamp(max=0.999)), torch.zeros_like(spent_BT)), dim=1)
+        found = []
+        for column, share_BT in ((TIME, (1 - distance_BT / (n_ticks - first_B1)).clamp(0, 1)), (BUDGET, torch.exp(kept_BT))):
+            of = PLAN_COLUMNS[column]
+            nothing = -self.normaliser.mean_D[of] / self.normaliser.std_D[of]
+            held_B1 = plan_BTP[..., column].gather(1, first_B1)
+            found.append((nothing + (held_B1 - nothing) * share_BT)[..., None])
+        return found[0], found[1]
 
     def denoise(self, noised_BTP: Tensor, known_BT: Tensor, step: int, condition_BC: Tensor) -> tuple[Tensor, Tensor]:
         """The clean day and the noise that the network sees in `noised_BTP`."""
