@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +179,38 @@ def test_incomplete_items_are_refused(model: Rankloom) -> None:
         model.add_items(pl.DataFrame({"item_id": ["x"]}))
     with pytest.raises(RankloomError, match="twice"):
         model.add_items(pl.DataFrame({"item_id": ["x", "x"], "title": ["a", "b"]}))
+
+
+def test_the_moment_of_a_request_changes_what_is_new(model: Rankloom) -> None:
+    assert model.log_end is not None
+    user = active_user(model)
+    end = datetime.fromtimestamp(model.log_end, tz=UTC)
+    now = model.recommend(user, k=20)
+    assert now == replace(model.recommend(user, k=20, at=end), timing_ms=now.timing_ms)
+    # three weeks on, what was new is old
+    later = model.recommend(user, k=20, at=end + timedelta(days=21))
+    assert [item.score for item in later.items] != [item.score for item in now.items]
+
+
+def test_moments_of_a_batch_do_not_mix(model: Rankloom) -> None:
+    assert model.log_end is not None
+    end = datetime.fromtimestamp(model.log_end, tz=UTC)
+    users = model.users[:3]
+    requests = [Request(user, k=8, at=end - timedelta(days=5 * n)) for n, user in enumerate(users)]
+    together = model.recommend_batch(requests)
+    for request, reply in zip(requests, together, strict=True):
+        alone = model.recommend_batch([request])[0]
+        assert [item.item_id for item in alone.items] == [item.item_id for item in reply.items]
+        assert [item.score for item in alone.items] == pytest.approx([item.score for item in reply.items], abs=1e-4)
+
+
+def test_an_item_that_nobody_took_has_no_vector_of_its_own(model: Rankloom) -> None:
+    encoder = model.model.items
+    assert encoder.learned is not None
+    taken = torch.from_numpy(model.semantic_ids.prior > 0)
+    assert torch.equal(encoder.trust_I > 0, taken)
+    rows = torch.arange(len(taken))
+    before = encoder(rows)
+    encoder.learned.weight.data += 1
+    moved = (encoder(rows) - before).abs().sum(1) > 1e-3
+    assert torch.equal(moved, taken)

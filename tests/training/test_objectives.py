@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rankloom.training.objectives import TrieSoftmax, code_losses
+from rankloom.config import Config
+from rankloom.training.objectives import NextItem, TrieSoftmax, code_losses
 
 SIZES = (5, 4, 6)
 
@@ -69,3 +70,26 @@ def test_without_a_trie_the_whole_codebook_is_normalised_over() -> None:
     logits, code = torch.randn(8, 5), torch.randint(0, 5, (8,))
     got = code_losses(None, logits, 0, torch.zeros(8, dtype=torch.long), code, smoothing=0.1)
     assert torch.allclose(got, F.cross_entropy(logits, code, label_smoothing=0.1, reduction="none"))
+
+
+def test_items_that_nobody_took_are_no_answers_of_the_trie_in_training() -> None:
+    codes = catalogue(n_items=30).unique(dim=0)
+    rows = torch.arange(0, len(codes), 2)
+    softmax = TrieSoftmax(codes, SIZES, rows=rows)
+    logits = [torch.randn(size).expand(len(rows), -1) for size in SIZES]
+    loss = sum(softmax.loss(logits[level], level, rows) for level in range(3))
+    # the probabilities of those that were taken sum to one
+    assert float(torch.exp(-torch.as_tensor(loss)).sum()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_late_targets_weigh_more_and_one_on_average() -> None:
+    day = 86_400.0
+    when = torch.tensor([0.0, 10 * day, 20 * day], dtype=torch.float64)
+    config = Config.preset_config("tiny").with_overrides(["training.recency_days=10"])
+    weight = NextItem(config, torch.ones(5), when_E=when)._recency(when)
+    assert weight is not None
+    assert float(weight.mean()) == pytest.approx(1.0)
+    assert (weight[1] / weight[0]).item() == pytest.approx(2.0)
+    assert (weight[2] / weight[1]).item() == pytest.approx(2.0)
+    assert NextItem(Config.preset_config("tiny"), torch.ones(5), when_E=when)._recency(when) is None
+    assert NextItem(config, torch.ones(5))._recency(None) is None
