@@ -221,6 +221,8 @@ class SelectionConfig(Section):
     full_softmax_limit: int = Field(default=60_000, ge=1)
     """Catalogues up to this size train with the full softmax, larger ones with a sampled one."""
     n_negatives: int = Field(default=4096, ge=1)
+    refine: bool = True
+    """A small network fitted on validation has the last word, where it helps (decoding/refine.py)."""
     mix: float | None = Field(default=None, ge=0, le=1)
     """Weight of the generator's log-probability beside the head's score; None is chosen on validation."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -34,6 +34,7 @@ from rankloom.decoding.beam import BeamResult, beam_search
 from rankloom.decoding.exposure import Exposure, LiftTables
 from rankloom.decoding.masks import MaskIndex, NodeCounts
 from rankloom.decoding.memory import BehaviourMemory, Guide, latest_first
+from rankloom.decoding.refine import PLACES, ItemFacts, RefineExamples, RefineInput, Refiner, features
 from rankloom.decoding.select import Candidates, expand, leaf_log_share, mix_scores, top_k, with_memory
 from rankloom.decoding.trace import BeamTrace, trace_of
 from rankloom.errors import RankloomError
@@ -130,6 +131,7 @@ class Weights:
         selection_memory: its share in the selection head's distribution over the generated items.
         lift: strength of the shift from the training period's exposure to that of the moment, 0 is none.
         now: weight of the log of how often an item is taken at that moment, beside the two scores.
+        refine: 1 where the refiner has the last word, 0 where it has none.
     """
 
     mix: float = 0.5
@@ -137,6 +139,7 @@ class Weights:
     selection_memory: float = 0.0
     lift: float = 0.0
     now: float = 0.0
+    refine: float = 0.0
 
 
 @dataclass
@@ -148,6 +151,7 @@ class _Generated:
     select_BC: Tensor | None
     guide: Guide | None
     now_BC: Tensor | None
+    given: RefineInput | None
 
 
 class Rankloom:
@@ -165,6 +169,7 @@ class Rankloom:
         weights: Weights | None = None,
         memory: BehaviourMemory | None = None,
         exposure: Exposure | None = None,
+        refiner: Refiner | None = None,
         metadata: dict[str, Any] | None = None,
         model_version: str = "unsaved",
         alive: NDArray[np.bool_] | None = None,
@@ -178,6 +183,7 @@ class Rankloom:
         self.mask_seen = mask_seen
         self.memory = memory
         self.exposure = exposure
+        self.refiner = refiner
         self.metadata = metadata or {}
         self.model_version = model_version
         self.log_end = log_end
@@ -237,6 +243,11 @@ class Rankloom:
             exposure = None
             if exposure_path.exists():
                 exposure = Exposure.from_arrays(model_folder.read_arrays(exposure_path))
+        refiner_path = folder / model_folder.REFINER
+        with model_folder.reading(refiner_path):
+            refiner = None
+            if refiner_path.exists():
+                refiner = Refiner.from_arrays(model_folder.read_arrays(refiner_path))
         with model_folder.reading(folder / model_folder.WEIGHTS):
             model = build_model(config, tokenizer, items, n_trained=n_trained, dated=dated, attributed=attributed)
             model.load_state_dict(model_folder.read_tensors(folder / model_folder.WEIGHTS))
@@ -250,6 +261,7 @@ class Rankloom:
             weights=weights,
             memory=memory,
             exposure=exposure,
+            refiner=refiner,
             metadata=raw.get("metadata", {}),
             model_version=manifest["model_version"],
             alive=alive,
@@ -274,6 +286,8 @@ class Rankloom:
                 save_arrays(model_folder.contiguous(self.memory.arrays()), folder / model_folder.MEMORY)
             if self.exposure is not None:
                 save_arrays(model_folder.contiguous(self.exposure.arrays()), folder / model_folder.EXPOSURE)
+            if self.refiner is not None:
+                save_arrays(model_folder.contiguous(self.refiner.arrays()), folder / model_folder.REFINER)
             weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
             save_tensors(weights, folder / model_folder.WEIGHTS)
             write_json(
@@ -577,7 +591,10 @@ class Rankloom:
         now = None
         if self._lifts is not None and when is not None:
             now = self._lifts.log_now(when, candidates.item_BC)
-        return _Generated(beams, candidates, select, guide, now)
+        given = None
+        if select is not None:
+            given = self._refine_input(candidates, select, guide, now, table, begin, stop, when, surface)
+        return _Generated(beams, candidates, select, guide, now, given)
 
     def _scores(self, generated: _Generated, weights: Weights) -> Tensor:
         """(B, C) final scores of the generated items."""
@@ -585,7 +602,43 @@ class Rankloom:
         if select is not None and generated.guide is not None and weights.selection_memory > 0:
             select = with_memory(select, candidates.item_BC, generated.guide, weights.selection_memory)
         now = None if generated.now_BC is None or not weights.now else weights.now * generated.now_BC
-        return mix_scores(candidates.log_prob_BC, select if weights.mix < 1 else None, weights.mix, now)
+        scores = mix_scores(candidates.log_prob_BC, select if weights.mix < 1 else None, weights.mix, now)
+        if self.refiner is not None and weights.refine and generated.given is not None:
+            scores = scores + weights.refine * self.refiner(features(generated.given, self._facts))
+        return scores
+
+    def _refine_input(
+        self, candidates: Candidates, select_BC: Tensor, guide: Guide | None, now_BC: Tensor | None, table: FeatureTable,
+        begin: Tensor, stop: Tensor, when: Tensor | None, surface: Tensor | None,
+    ) -> RefineInput:  # fmt: skip
+        memory = age = None
+        if guide is not None:
+            told, whole = guide.items(candidates.item_BC)
+            memory = told / whole.clamp_min(1e-300)
+        if self.model.age is not None and when is not None:
+            age = (when[:, None] - self.model.items.created_I[candidates.item_BC.clamp_min(0)]) / 86_400
+        everything = torch.ones(len(table.item), dtype=torch.bool)
+        searches = torch.zeros(len(stop), dtype=torch.bool)
+        if surface is not None:
+            searches = surface == schema.SURFACE_CODE["search"]
+        history = latest_first(table.item, everything, begin, stop, places=PLACES)
+        return RefineInput(candidates.log_prob_BC, select_BC, candidates.item_BC, memory, now_BC, age, history, searches)
+
+    @torch.no_grad()
+    def refine_examples(
+        self, table: FeatureTable, start: Tensor, stop: Tensor, target_B: Tensor, *,
+        excluded: list[Tensor] | None = None, user: Tensor | None = None, surface: Tensor | None = None,
+        when: Tensor | None = None,
+    ) -> RefineExamples:  # fmt: skip
+        """What a refiner is fitted on: one batch of cases under the model's own weights."""
+        weights = self.weights
+        generated = self._generate(
+            table, start, stop, excluded=excluded, queries_at=stop, user=user, surface=surface, when=when,
+            memory=weights.memory, lift=weights.lift,
+        )  # fmt: skip
+        assert generated.given is not None
+        scores = self._scores(generated, replace(weights, refine=0.0))
+        return RefineExamples(features(generated.given, self._facts), scores, generated.candidates.item_BC, target_B)
 
     # -- the catalogue, live ---------------------------------------------------------------------------------------
 
@@ -669,6 +722,12 @@ class Rankloom:
                 kind_I=watched(self.items),
                 count_I=torch.from_numpy(ids.prior),
             )
+        self._facts = ItemFacts(
+            count_I=torch.from_numpy(ids.prior),
+            watched_I=watched(self.items),
+            unit_ID=torch.nn.functional.normalize(torch.from_numpy(self.tokenizer.aligned).float(), dim=1),
+            tokens_IA=self.model.items.attributes_IF,
+        )
         self._item_ids: list[str] = self.items["item_id"].to_list()
         self._titles: list[str] = self.items["title"].to_list()
         self._row_of = {item: row for row, item in enumerate(self._item_ids)}
