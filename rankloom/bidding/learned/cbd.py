@@ -86,9 +86,9 @@ class CbdConfig:
     align_samples: int = 10
     noise: float = 1.0
     level: float = 0.8
-    near_weight: float = 10.0
+    near_weight: float = 20.0
     own_weight: float = 60.0
-    pace_weight: float = 20.0
+    pace_weight: float = 3.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.sampling_steps <= self.diffusion_steps:
