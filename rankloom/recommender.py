@@ -524,16 +524,44 @@ class Rankloom:
     ) -> NDArray[np.float64]:
         """(len(grid),) summed NDCG@10 of the targets under several weights; one decoding for each memory in the code."""
         out = np.zeros(len(grid))
-        gain = 1 / torch.log2(torch.arange(10) + 2.0)
         for memory, strength in sorted({(weights.memory, weights.lift) for weights in grid}):
             generated = self._generate(
                 table, start, stop, excluded=excluded, queries_at=stop, user=user, surface=surface, when=when, memory=memory,
                 lift=strength,
             )  # fmt: skip
-            for number, weights in enumerate(grid):
-                if (weights.memory, weights.lift) == (memory, strength):
-                    items, _, _ = top_k(generated.candidates, self._scores(generated, weights), 10)
-                    out[number] = float(((items == target_B[:, None]) * gain).sum())
+            own = [(n, weights) for n, weights in enumerate(grid) if (weights.memory, weights.lift) == (memory, strength)]
+            for (number, _), value in zip(own, self._ndcgs(generated, [w for _, w in own], target_B), strict=True):
+                out[number] = value
+        return out
+
+    def _ndcgs(self, generated: _Generated, grid: Sequence[Weights], target_B: Tensor) -> list[float]:
+        """Summed NDCG@10 under weights that share one decoding: `_scores` without what does not change the order, each part
+        computed once."""
+        item_BC, select = generated.candidates.item_BC, generated.select_BC
+        padding = item_BC < 0
+        log_prob = torch.log_softmax(generated.candidates.log_prob_BC, dim=-1).masked_fill(padding, 0.0)
+        hit = item_BC == target_B[:, None]
+        found, column = hit.any(1), hit.long().argmax(1)
+        before = torch.arange(item_BC.shape[1])[None] < column[:, None]
+        selections: dict[float, Tensor] = {}
+        out = []
+        for weights in grid:
+            score = log_prob
+            if select is not None and weights.mix < 1:
+                share = weights.selection_memory if generated.guide is not None else 0.0
+                if share not in selections:
+                    own = select
+                    if share > 0 and generated.guide is not None:
+                        own = with_memory(select, item_BC, generated.guide, share)
+                    selections[share] = torch.log_softmax(own, dim=-1).masked_fill(padding, 0.0)
+                score = weights.mix * log_prob + (1 - weights.mix) * selections[share]
+            if generated.now_BC is not None and weights.now:
+                score = score + weights.now * generated.now_BC
+            score = score.masked_fill(padding, float("-inf"))
+            mine = score.gather(1, column[:, None])
+            # ties keep the generator's order
+            rank = ((score > mine) | ((score == mine) & before)).sum(1)
+            out.append(float(torch.where(found & (rank < 10), 1 / torch.log2(rank + 2.0), 0.0).sum()))
         return out
 
     def _generate(

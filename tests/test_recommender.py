@@ -9,12 +9,12 @@ import polars as pl
 import pytest
 import torch
 
-from rankloom.data.sequences import load_sequences
+from rankloom.data.sequences import VALID, load_sequences
 from rankloom.data.shop import Shop
 from rankloom.errors import RankloomError
 from rankloom.models.context import ContextBatch
 from rankloom.pipeline import feature_table
-from rankloom.recommender import HistoryEvent, Rankloom, Request
+from rankloom.recommender import HistoryEvent, Rankloom, Request, Weights
 
 
 def active_user(model: Rankloom) -> str:
@@ -214,3 +214,22 @@ def test_an_item_that_nobody_took_has_no_vector_of_its_own(model: Rankloom) -> N
     encoder.learned.weight.data += 1
     moved = (encoder(rows) - before).abs().sum(1) > 1e-3
     assert torch.equal(moved, taken)
+
+
+def test_weights_are_judged_by_the_lists_they_serve(bazaar: Shop, model: Rankloom) -> None:
+    sequences = load_sequences(bazaar, model.config.data)
+    table = feature_table(sequences, model.tokenizer, bazaar)
+    cases = sequences.cases(VALID, max_per_user=1)
+    row, user = torch.from_numpy(cases.row), torch.from_numpy(cases.user).long()
+    start, target = torch.from_numpy(sequences.offsets)[user], torch.from_numpy(cases.target).long()
+    when = torch.from_numpy(sequences.timestamp / 1e6)[row]
+    asked = {"user": user, "surface": table.surface[row], "when": when}
+    grid = [
+        Weights(1.0, 0.3), Weights(0.0), Weights(0.3, 0.3, 0.6), Weights(0.45, 0.0, 0.15, 0.5, 0.3), Weights(1.0, 0.0, 0.0, 1.0),
+    ]  # fmt: skip
+    fast = model.ndcg_of_weights(table, start, row, target, grid, **asked)
+    gain = 1 / torch.log2(torch.arange(10) + 2.0)
+    for weights, value in zip(grid, fast, strict=True):
+        ranking, _, _ = model.rank(table, start, row, k=10, weights=weights, queries_at=row, **asked)
+        assert value == pytest.approx(float(((ranking.item_BK == target[:, None]) * gain).sum()), abs=1e-3)
+    assert fast.max() > 0
