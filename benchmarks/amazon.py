@@ -32,13 +32,14 @@ from _common import ROOT, Benchmark, argument_parser, data_folder
 from rankloom.config import EvaluationConfig
 from rankloom.data.sequences import TEST, TRAIN, Cases, Sequences, load_sequences
 from rankloom.data.shop import Shop
+from rankloom.decoding.select import Weights
 from rankloom.evaluation.cascade import Cascade
 from rankloom.evaluation.evaluate import evaluate
 from rankloom.evaluation.floors import BehaviourMemoryAlone, ItemKNN, Markov, Popularity
 from rankloom.evaluation.metrics import Bootstrap, gains, target_rank
 from rankloom.evaluation.rankloom_system import RankloomSystem
 from rankloom.evaluation.sasrec import SASRec
-from rankloom.recommender import Rankloom, Weights
+from rankloom.recommender import Rankloom
 
 NAMED = {"beauty": "amazon2014_beauty", "toys": "amazon2014_toys", "scientific": "amazon2018_scientific"}
 # recall@10 and NDCG@10 on test as published, seen items masked or not as each paper does; see the sources named
@@ -56,7 +57,7 @@ GOALS = {"beauty": 0.080, "toys": 0.082}
 MINUTES = 45
 BEAMS = (10, 32, 512)
 SOURCES = (
-    "rankloom/decoding", "rankloom/models", "rankloom/training", "rankloom/semantic", "rankloom/pipeline.py", "rankloom/recommender.py",
+    "rankloom/decoding", "rankloom/models", "rankloom/training", "rankloom/semantic", "rankloom/pipeline.py", "rankloom/choosing.py", "rankloom/building.py", "rankloom/recommender.py",
     *(f"rankloom/evaluation/{name}.py" for name in ("cascade", "evaluate", "floors", "metrics", "rankloom_system", "sasrec", "systems")),
 )  # fmt: skip
 Row = dict[str, Any]

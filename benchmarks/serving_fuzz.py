@@ -38,7 +38,8 @@ from _rules import Row, random_rule
 from _serving import LiveServer, small_models
 
 sys.path.insert(0, str(ROOT))
-from rankloom.recommender import Rankloom, Recommendation, Request
+from rankloom.recommender import Rankloom
+from rankloom.requests import Recommendation, Request
 from rankloom.serving.app import create_app
 from rankloom.serving.batching import BatchSettings
 

@@ -33,7 +33,8 @@ from _report import publish
 from _serving import MODELS, LiveServer, closed_loop, open_loop, request, small_models
 
 sys.path.insert(0, str(ROOT))
-from rankloom.recommender import Rankloom, Request
+from rankloom.recommender import Rankloom
+from rankloom.requests import Request
 
 GAP_S = 0.2
 

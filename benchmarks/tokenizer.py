@@ -38,7 +38,7 @@ from rankloom.semantic.tokenizer import Tokenizer, dedup_codes
 from rankloom.simulation import generate_bazaar
 
 SOURCES = ("rankloom/semantic", "rankloom/models", "rankloom/training", "rankloom/decoding", "rankloom/config.py",
-           "rankloom/pipeline.py", "rankloom/recommender.py", "benchmarks/tokenizer.py")  # fmt: skip
+           "rankloom/pipeline.py", "rankloom/choosing.py", "rankloom/building.py", "rankloom/recommender.py", "benchmarks/tokenizer.py")  # fmt: skip
 VARIANTS: dict[str, list[str]] = {
     "rq-kmeans": [],
     "rq-kmeans, last balanced": ["balanced_levels=[-1]"],

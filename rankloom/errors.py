@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
 
 class RankloomError(Exception):
     """Bad input or an impossible request, told so that the reader can act on it.
@@ -29,3 +31,11 @@ class RankloomError(Exception):
         if self.action:
             parts.append(f"  what to do: {self.action}")
         return "\n".join(parts)
+
+
+def fault_of(error: Exception) -> str:
+    """What is wrong with a file of settings, in a line; never what was typed there, which may be a secret."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error)

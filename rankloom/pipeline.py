@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -24,20 +24,21 @@ from safetensors.numpy import save_file
 from torch import distributed as dist
 
 from rankloom import model_folder
+from rankloom.building import build_model, created_seconds, watched
+from rankloom.choosing import choose_refiner, choose_weights, describe_weights
 from rankloom.config import Config
 from rankloom.data import schema
-from rankloom.data.sequences import TRAIN, VALID, Cases, Sequences, load_sequences
+from rankloom.data.sequences import TRAIN, Sequences, load_sequences
 from rankloom.data.shop import Shop
 from rankloom.decoding.exposure import Exposure
 from rankloom.decoding.memory import BehaviourMemory
-from rankloom.decoding.refine import Refiner, fit_refiner
+from rankloom.decoding.select import Weights
 from rankloom.errors import RankloomError
 from rankloom.files import atomic_file, check_replaceable, read_json, sha256_file, write_json, writing
 from rankloom.models.age import log_rates
 from rankloom.models.attributes import item_attributes
 from rankloom.models.items import trust
-from rankloom.progress import track
-from rankloom.recommender import Rankloom, Weights, build_model, created_seconds, watched
+from rankloom.recommender import Rankloom
 from rankloom.semantic.tokenizer import Tokenizer
 from rankloom.training.batches import SequenceBatches
 from rankloom.training.features import FeatureTable, hashed_user_features
@@ -46,10 +47,6 @@ from rankloom.training.objectives import NextItem, TrieSoftmax
 from rankloom.training.processor import keep_freed_memory
 from rankloom.training.validation import Validation
 
-MIXES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
-LIFTS: Final = (0.0, 0.5, 0.75, 1.0)
-NOWS: Final = (0.0, 0.15, 0.3)
-SHARES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 _REPEAT_SHARE = 0.05
 
 
@@ -279,100 +276,6 @@ def shape_of(sequences: Sequences) -> dict[str, list[float]]:
     }
 
 
-def excluded_rows(sequences: Sequences, cases: Cases, part: slice) -> list[torch.Tensor]:
-    """Per case the items of its history other than its target."""
-    out = []
-    for user, row, target in zip(cases.user[part], cases.row[part], cases.target[part], strict=True):
-        seen = np.unique(sequences.item[sequences.offsets[user] : row])
-        out.append(torch.from_numpy(seen[seen != target].astype(np.int64)))
-    return out
-
-
-def choose_weights(
-    rankloom: Rankloom, sequences: Sequences, table: FeatureTable, *, mask_seen: bool, limit: int, quiet: bool = False
-) -> tuple[Weights, dict[str, float]]:
-    """The weights that rank validation targets best (NDCG@10), and the figures of all that were tried.
-
-    Weights that the configuration fixes are kept. Where the model knows how old items are, the strength of the lift is
-    chosen first, beside a middling memory; then the others together.
-    """
-    config = rankloom.config
-    shares = (0.0,) if rankloom.memory is None else SHARES
-    if rankloom.memory is not None and config.memory.share is not None:
-        shares = (config.memory.share,)
-    mixes = MIXES if config.selection.enabled else (1.0,)
-    if config.selection.enabled and config.selection.mix is not None:
-        mixes = (config.selection.mix,)
-    lifts = (0.0,) if rankloom.exposure is None else LIFTS
-    if rankloom.exposure is not None and config.decoding.lift is not None:
-        lifts = (config.decoding.lift,)
-
-    def grid(memories: tuple[float, ...], strengths: tuple[float, ...], owns: tuple[float, ...]) -> list[Weights]:
-        # the generator alone reads no selection
-        return [
-            Weights(mix, memory, own, lift)
-            for lift in strengths
-            for memory in memories
-            for mix in mixes
-            for own in (owns if mix < 1 and rankloom.memory is not None else (0.0,))
-        ]
-
-    cases = sequences.cases(VALID, max_per_user=1, max_users=min(limit, 2000), seed=0)
-    seconds = torch.from_numpy(sequences.timestamp / 1e6) if sequences.has_clock else None
-    figures: dict[str, float] = {}
-
-    def best(tried: list[Weights], title: str) -> Weights:
-        totals = np.zeros(len(tried))
-        size = 64
-        for begin in track(range(0, len(cases), size), title, unit="batches", quiet=quiet):
-            part = slice(begin, begin + size)
-            row = torch.from_numpy(cases.row[part])
-            user = torch.from_numpy(cases.user[part]).long()
-            totals += rankloom.ndcg_of_weights(
-                table, torch.from_numpy(sequences.offsets)[user], row,
-                torch.from_numpy(cases.target[part].astype(np.int64)), tried,
-                excluded=excluded_rows(sequences, cases, part) if mask_seen else None, user=user,
-                surface=table.surface[row], when=None if seconds is None else seconds[row],
-            )  # fmt: skip
-        mean = totals / max(1, len(cases))
-        figures.update({_label(w): float(v) for w, v in zip(tried, mean, strict=True)})
-        return tried[int(mean.argmax())]
-
-    nows = (0.0,)
-    if len(lifts) > 1:
-        tried = [replace(w, now=now) for w in grid(shares[:3], lifts, SHARES[:5:2]) for now in NOWS]
-        chosen = best(tried, "choosing the lift on validation")
-        lifts, nows = (chosen.lift,), (chosen.now,)
-    tried = [replace(w, now=now) for w in grid(shares, lifts, SHARES) for now in nows]
-    return best(tried, "choosing weights on validation"), figures
-
-
-def choose_refiner(
-    rankloom: Rankloom, sequences: Sequences, table: FeatureTable, *, mask_seen: bool, quiet: bool = False
-) -> tuple[Refiner | None, dict[str, float]]:
-    """The refiner fitted on validation cases of at most 4,000 people, five each; None where it does not help."""
-    cases = sequences.cases(VALID, max_per_user=5, max_users=4000, seed=0)
-    seconds = torch.from_numpy(sequences.timestamp / 1e6) if sequences.has_clock else None
-    examples = []
-    size = 64
-    for begin in track(range(0, len(cases), size), "refining on validation", unit="batches", quiet=quiet):
-        part = slice(begin, begin + size)
-        row = torch.from_numpy(cases.row[part])
-        user = torch.from_numpy(cases.user[part]).long()
-        examples.append(
-            rankloom.refine_examples(
-                table, torch.from_numpy(sequences.offsets)[user], row, torch.from_numpy(cases.target[part].astype(np.int64)),
-                excluded=excluded_rows(sequences, cases, part) if mask_seen else None, user=user,
-                surface=table.surface[row], when=None if seconds is None else seconds[row],
-            )
-        )  # fmt: skip
-    return fit_refiner(examples, seed=rankloom.config.seed)
-
-
-def _label(weights: Weights) -> str:
-    return " ".join(f"{v:g}" for v in (weights.mix, weights.memory, weights.selection_memory, weights.lift, weights.now))
-
-
 def histories_table(shop: Shop, sequences: Sequences, config: Config) -> pl.DataFrame:
     """The last interactions of every person, whatever their stage: what serving conditions on.
 
@@ -409,16 +312,6 @@ def histories_table(shop: Shop, sequences: Sequences, config: Config) -> pl.Data
     table = table.insert_column(0, pl.Series("user_id", sequences.user_ids[kept > 0].astype(object), dtype=pl.String()))
     features = hashed_user_features(shop.users(), sequences.user_ids[kept > 0])
     return table if features is None else table.with_columns(pl.Series("features", features.tolist()))
-
-
-def describe_weights(weights: Weights) -> str:
-    """One sentence on how generator, memory and selection are joined."""
-    return (
-        f"weight {weights.mix:g} of the generator beside the selection head; share of the behaviour memory "
-        f"{weights.memory:g} in the generator's codes, {weights.selection_memory:g} in the selection; strength "
-        f"{weights.lift:g} of the lift to what is shown now, {weights.now:g} of it again beside the scores"
-        + ("; refined" if weights.refine else "")
-    )
 
 
 def render_card(rankloom: Rankloom) -> str:

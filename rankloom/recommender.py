@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -27,6 +27,7 @@ from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
 from rankloom import model_folder
+from rankloom.building import build_model, created_seconds, watched
 from rankloom.config import Config
 from rankloom.data import schema
 from rankloom.data.filters import parse_filter
@@ -35,81 +36,17 @@ from rankloom.decoding.exposure import Exposure, LiftTables
 from rankloom.decoding.masks import MaskIndex, NodeCounts
 from rankloom.decoding.memory import BehaviourMemory, Guide, latest_first
 from rankloom.decoding.refine import PLACES, ItemFacts, RefineExamples, RefineInput, Refiner, features
-from rankloom.decoding.select import Candidates, expand, leaf_log_share, mix_scores, top_k, with_memory
+from rankloom.decoding.select import Candidates, Weights, expand, leaf_log_share, mix_scores, top_k, with_memory
 from rankloom.decoding.trace import BeamTrace, trace_of
 from rankloom.errors import RankloomError
 from rankloom.files import atomic_folder, read_json, write_json
 from rankloom.models.attributes import item_attributes
 from rankloom.models.lazy_decoder import LazyDecoder
+from rankloom.requests import HistoryEvent, Recommendation, RecommendedItem, Request, SeenPolicy, check_request
 from rankloom.semantic.ids import SemanticIds
 from rankloom.semantic.tokenizer import Tokenizer
 from rankloom.semantic.trie import Trie
 from rankloom.training.features import FeatureTable, kind_code
-
-SeenPolicy = Literal["auto", "allow", "mask"]
-
-
-@dataclass(frozen=True)
-class HistoryEvent:
-    """One past interaction of a person.
-
-    Attributes:
-        item_id: the item.
-        event: kind, see `schema.EVENT_KINDS`.
-        timestamp: when; None where unknown.
-        watch_s: seconds watched, for videos.
-        surface: where it was shown.
-        position: its rank in the list shown, first is 0.
-        query: the words it answered.
-    """
-
-    item_id: str
-    event: str = "click"
-    timestamp: datetime | None = None
-    watch_s: float | None = None
-    surface: str = "feed"
-    position: int | None = None
-    query: str | None = None
-
-
-@dataclass(frozen=True)
-class Request:
-    """One question to the model: who, where, how many, under which rules."""
-
-    user: str | None = None
-    history: tuple[HistoryEvent, ...] | None = None
-    k: int = 10
-    filter: str | None = None
-    exclude: tuple[str, ...] = ()
-    query: str | None = None
-    surface: str = "feed"
-    explain: bool = False
-    beam: int | None = None
-    seen: SeenPolicy = "auto"
-    at: datetime | None = None
-
-
-@dataclass(frozen=True)
-class RecommendedItem:
-    """One answer. `score` is the log-probability among the generated items; `reasons` are sentences with evidence."""
-
-    item_id: str
-    title: str
-    score: float
-    sid: tuple[int, ...]
-    sponsored: bool = False
-    reasons: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """The reply to one request. `degraded` says that fewer or other items than asked for came, and why."""
-
-    items: list[RecommendedItem]
-    model_version: str
-    degraded: bool = False
-    degraded_reason: str | None = None
-    timing_ms: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -119,27 +56,6 @@ class Ranking:
     item_BK: Tensor
     score_BK: Tensor
     log_prob_BK: Tensor
-
-
-@dataclass(frozen=True)
-class Weights:
-    """How the three opinions are joined; chosen on validation.
-
-    Attributes:
-        mix: weight of the generator's log-probability beside the selection head's, 1 is the generator alone.
-        memory: share of the behaviour memory in the probability of each code.
-        selection_memory: its share in the selection head's distribution over the generated items.
-        lift: strength of the shift from the training period's exposure to that of the moment, 0 is none.
-        now: weight of the log of how often an item is taken at that moment, beside the two scores.
-        refine: 1 where the refiner has the last word, 0 where it has none.
-    """
-
-    mix: float = 0.5
-    memory: float = 0.0
-    selection_memory: float = 0.0
-    lift: float = 0.0
-    now: float = 0.0
-    refine: float = 0.0
 
 
 @dataclass
@@ -394,7 +310,7 @@ class Rankloom:
             return []
         started = time.perf_counter()
         for request in requests:
-            _check(request)
+            check_request(request)
         filters = [self._filter(request.filter) for request in requests]
         histories = [
             list(request.history) if request.history is not None else self.history_of(request.user or "")
@@ -855,60 +771,6 @@ class Rankloom:
         return out
 
 
-def created_seconds(items: pl.DataFrame) -> Tensor | None:
-    """(I,) float64 seconds when the items were listed, NaN unknown; None without such a column."""
-    if "created_at" not in items.columns:
-        return None
-    stamps = items["created_at"].dt.timestamp("us").cast(pl.Float64) / 1e6
-    return torch.from_numpy(stamps.fill_null(float("nan")).to_numpy().copy())
-
-
-def watched(items: pl.DataFrame) -> Tensor:
-    """(I,) the kinds of items that age differently: what is watched (it has a duration) and what is not."""
-    if "duration_s" not in items.columns:
-        return torch.zeros(items.height, dtype=torch.long)
-    return torch.from_numpy(items["duration_s"].is_not_null().to_numpy().copy()).long()
-
-
-def build_model(
-    config: Config,
-    tokenizer: Tokenizer,
-    items: pl.DataFrame,
-    *,
-    n_trained: int,
-    dated: bool,
-    attributed: bool,
-    trust_I: Tensor | None = None,
-) -> LazyDecoder:
-    """A freshly initialised model for a tokenizer's catalogue, the same for the same seed.
-
-    Args:
-        dated: whether selection reads the age of items.
-        attributed: whether items have attribute tokens.
-        trust_I: (n_trained,) how far each item's learned vector counts.
-    """
-    attributes = None
-    if attributed:
-        attributes = item_attributes(items)
-        if attributes is None:
-            attributes = torch.zeros(items.height, 1, dtype=torch.long)
-    content = tokenizer.model_content(config.model.content)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return LazyDecoder.from_config(
-            config,
-            codes_IQ=torch.from_numpy(tokenizer.semantic_ids.codes.astype(np.int64)),
-            content_IC=torch.from_numpy(content),
-            codebook_sizes=tokenizer.semantic_ids.codebook_sizes,
-            n_trained=n_trained,
-            text_dim=content.shape[1],
-            dated=dated,
-            trust_I=trust_I,
-            attributes_IF=attributes,
-            created_I=created_seconds(items),
-        )
-
-
 def empty_histories() -> pl.DataFrame:
     """The histories table with no rows."""
     return pl.DataFrame(
@@ -925,24 +787,3 @@ def empty_histories() -> pl.DataFrame:
     )
 
 
-def _check(request: Request) -> None:
-    if not isinstance(request.k, int) or request.k < 1:
-        raise RankloomError(f"k is {request.k!r}", place="k", action="ask for at least one item", code="k-range")
-    if request.beam is not None and (not isinstance(request.beam, int) or request.beam < 1):
-        raise RankloomError(
-            f"beam is {request.beam!r}", place="beam", action="use a beam of at least 1", code="beam-range"
-        )
-    if request.surface not in schema.SURFACE_CODE:
-        raise RankloomError(
-            f"no surface {request.surface!r}",
-            place="surface",
-            action=f"choose one of {', '.join(schema.SURFACES)}",
-            code="unknown-surface",
-        )
-    if request.seen not in get_args(SeenPolicy):
-        raise RankloomError(
-            f"no policy {request.seen!r} for seen items",
-            place="seen",
-            action=f"choose one of {', '.join(get_args(SeenPolicy))}",
-            code="unknown-policy",
-        )

@@ -11,10 +11,12 @@ import torch
 
 from rankloom.data.sequences import VALID, load_sequences
 from rankloom.data.shop import Shop
+from rankloom.decoding.select import Weights
 from rankloom.errors import RankloomError
 from rankloom.models.context import ContextBatch
 from rankloom.pipeline import feature_table
-from rankloom.recommender import HistoryEvent, Rankloom, Request, Weights
+from rankloom.recommender import Rankloom
+from rankloom.requests import HistoryEvent, Request
 
 
 def active_user(model: Rankloom) -> str:

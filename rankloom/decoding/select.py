@@ -21,6 +21,27 @@ from rankloom.decoding.exposure import Lift
 from rankloom.decoding.memory import Guide
 
 
+@dataclass(frozen=True)
+class Weights:
+    """How the three opinions are joined; chosen on validation.
+
+    Attributes:
+        mix: weight of the generator's log-probability beside the selection head's, 1 is the generator alone.
+        memory: share of the behaviour memory in the probability of each code.
+        selection_memory: its share in the selection head's distribution over the generated items.
+        lift: strength of the shift from the training period's exposure to that of the moment, 0 is none.
+        now: weight of the log of how often an item is taken at that moment, beside the two scores.
+        refine: 1 where the refiner has the last word, 0 where it has none.
+    """
+
+    mix: float = 0.5
+    memory: float = 0.0
+    selection_memory: float = 0.0
+    lift: float = 0.0
+    now: float = 0.0
+    refine: float = 0.0
+
+
 @dataclass
 class Candidates:
     """Generated items of each request.

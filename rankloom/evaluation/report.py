@@ -25,7 +25,8 @@ from rankloom import model_folder
 from rankloom.evaluation.metrics import BEYOND_K, SLICES
 from rankloom.files import atomic_file, read_json
 from rankloom.progress import track
-from rankloom.recommender import Rankloom, Request
+from rankloom.recommender import Rankloom
+from rankloom.requests import Request
 
 _ASSETS: Final = Path(__file__).parent / "assets"
 _K: Final = 10

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from rankloom.errors import RankloomError
+from rankloom.errors import RankloomError, fault_of
 from rankloom.serving.contract import Body
 from rankloom.serving.limits import Buckets
 
@@ -128,11 +128,7 @@ def read_keys(path: Path | None) -> list[Key]:
             if len(set(values)) < len(values):
                 raise ValueError(f"a {name} comes twice")
     except (OSError, ValueError, yaml.YAMLError) as error:
-        fact = str(error)
-        if isinstance(error, ValidationError):  # its text would show what was typed, perhaps a key
-            first = error.errors()[0]
-            fact = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise RankloomError(
-            f"the keys cannot be read: {fact}", place=str(path), action="see docs/serving.md", code="keys-file"
+            f"the keys cannot be read: {fault_of(error)}", place=str(path), action="see docs/serving.md", code="keys-file"
         ) from None
     return keys

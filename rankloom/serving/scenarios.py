@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from rankloom.errors import RankloomError
+from rankloom.errors import RankloomError, fault_of
 from rankloom.serving.contract import Body
 from rankloom.serving.state import StateStore
 
@@ -124,11 +124,7 @@ def read_scenarios(path: Path | None) -> dict[str, Scenario]:
             raise ValueError("a mapping from names to settings is needed")
         own = {str(name): Scenario.model_validate(value or {}) for name, value in raw.items()}
     except (OSError, ValueError, yaml.YAMLError) as error:
-        fact = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            fact = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise RankloomError(
-            f"the scenarios cannot be read: {fact}", place=str(path), action="see docs/serving.md", code="scenario-file"
+            f"the scenarios cannot be read: {fault_of(error)}", place=str(path), action="see docs/serving.md", code="scenario-file"
         ) from None
     return own

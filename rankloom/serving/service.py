@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from rankloom.decoding.trace import BeamTrace
 from rankloom.errors import RankloomError
-from rankloom.recommender import HistoryEvent, Recommendation, Request
+from rankloom.requests import HistoryEvent, Recommendation, Request
 from rankloom.serving import arrange, paging
 from rankloom.serving.batching import Batcher, BatchSettings, OverloadedError, Ticket
 from rankloom.serving.contract import Ask

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from rankloom.data import schema
 from rankloom.data.filters import parse_filter
 from rankloom.errors import RankloomError
-from rankloom.recommender import HistoryEvent, Rankloom, Recommendation, Request
+from rankloom.recommender import Rankloom
+from rankloom.requests import HistoryEvent, Recommendation, Request
 from rankloom.serving.paging import name_of
 from rankloom.serving.state import Document
 

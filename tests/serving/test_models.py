@@ -15,7 +15,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from rankloom.data.filters import parse_filter
-from rankloom.recommender import Rankloom, Recommendation, Request
+from rankloom.recommender import Rankloom
+from rankloom.requests import Recommendation, Request
 from rankloom.serving.app import Serving, create_app
 from rankloom.serving.guardrails import Guardrails
 from rankloom.serving.registry import pointed_to
@@ -24,17 +25,6 @@ from rankloom.serving.snapshot import Snapshot
 from rankloom.serving.state import Document, StateUnavailableError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-
-@pytest.fixture(scope="module")
-def root(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two models that answer alike and are two versions."""
-    own = tmp_path_factory.mktemp("models")
-    shutil.copytree(model_path, own / "a")
-    other = Rankloom.from_pretrained(model_path)
-    other.metadata["note"] = "b"
-    other.save_pretrained(own / "b")
-    return own
 
 
 @pytest.fixture

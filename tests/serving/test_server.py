@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -18,7 +17,6 @@ from typer.testing import CliRunner
 
 from rankloom.cli import app as cli
 from rankloom.errors import RankloomError
-from rankloom.recommender import Rankloom
 from rankloom.serving.client import call
 from rankloom.serving.gate import Gate
 from rankloom.serving.keys import KeyRing
@@ -27,16 +25,6 @@ from rankloom.serving.metrics import Metrics
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from _serving import LiveServer
-
-
-@pytest.fixture(scope="module")
-def root(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    own = tmp_path_factory.mktemp("served")
-    shutil.copytree(model_path, own / "a")
-    other = Rankloom.from_pretrained(model_path)
-    other.metadata["note"] = "b"
-    other.save_pretrained(own / "b")
-    return own
 
 
 def test_a_life_of_a_server(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
