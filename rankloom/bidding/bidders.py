@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Final
 
@@ -106,6 +107,17 @@ def load_bidder(folder: str | Path) -> SavedController:
             action="copy the folder again, or train again",
             code="bidder-damaged",
         ) from None
+
+
+def copy_of(controller: SavedController) -> SavedController:
+    """A controller with a state of its own and the same weights, which it shares: what a second batch of campaigns is started with."""
+    from rankloom.bidding.selector import Selector
+
+    members = controller.members if isinstance(controller, Selector) else [controller]
+    networks = [member for member in members if isinstance(member, torch.nn.Module)]
+    shared = {id(tensor): tensor for network in networks for tensor in (*network.parameters(), *network.buffers())}
+    copied: SavedController = deepcopy(controller, shared)
+    return copied
 
 
 def build(settings: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> SavedController:

@@ -145,7 +145,7 @@ class BiddingEnv(Base):
             )
         else:
             observation = session.observation(self._seats)
-        raw_NSD, _ = day_states(observation_tensors(observation, fallback_target=100.0), last_only=True)
+        raw_NSD, _ = day_states(observation_tensors(observation, fallback_target=100.0), last=1)
         state: NDArray[np.float32] = raw_NSD[0, -1].numpy().astype(np.float32)
         return state
 

@@ -178,42 +178,53 @@ def score_so_far(value_NS: Tensor, cost_NS: Tensor, target_N: Tensor, gamma: flo
     return value_NS * within_NS**gamma
 
 
-def day_states(day: DayTensors, *, last_only: bool = False) -> tuple[Tensor, Tensor]:
-    """States and contexts of ticks 0..S-1, or of tick S-1 only.
+def day_states(day: DayTensors, *, last: int | None = None) -> tuple[Tensor, Tensor]:
+    """States and contexts of ticks 0..S-1, or of the `last` of them only.
 
     Returns:
         x_NSD: raw state columns `STATE` (not z-scored), and k_NSK: one-hot category and time of day `CONTEXT`.
     """
     n_states = day.volume_NS.shape[1]
-    at_S = torch.tensor([n_states - 1]) if last_only else torch.arange(n_states)
-    mean = _Windows(at_S)
+    at_S = torch.arange(n_states if last is None else min(last, n_states)) + (0 if last is None else max(0, n_states - last))
     volume_NT = day.volume_NS[:, : day.n_ticks]
-    p_NT = day.p_now_NS[:, : day.n_ticks]
     now_volume, now_p, remaining = day.volume_NS[:, at_S], day.p_now_NS[:, at_S], day.remaining_NS[:, at_S]
     budget, target = day.budget_N[:, None], day.target_N[:, None]
-    win_NT = day.won_NT / volume_NT.clamp_min(1.0)
-    conversion_NT = day.conversions_NT / volume_NT.clamp_min(1.0)
+    mean = _Windows(
+        at_S,
+        every=last is None,
+        bid_mean=day.bid_mean_NT,
+        price=day.least_winning_cost_NT,
+        p=day.p_now_NS[:, : day.n_ticks],
+        conversion=day.conversions_NT / volume_NT.clamp_min(1.0),
+        win=day.won_NT / volume_NT.clamp_min(1.0),
+        volume=volume_NT,
+        spend=day.spend_NT,
+        value=day.value_NT,
+        conversions=day.conversions_NT,
+        won=day.won_NT,
+        log_action=day.log_action_NT,
+    )
     time_left = (1.0 - at_S.to(budget.dtype) / N_TICKS).expand(len(budget), -1)
     budget_left = remaining / budget
     columns = [
         time_left,
         budget_left,
-        mean(day.bid_mean_NT),
-        mean(day.bid_mean_NT, 3),
-        mean(day.least_winning_cost_NT),
-        mean(p_NT),
-        mean(conversion_NT),
-        mean(win_NT),
-        mean(day.least_winning_cost_NT, 3),
-        mean(p_NT, 3),
-        mean(conversion_NT, 3),
-        mean(win_NT, 3),
+        mean("bid_mean"),
+        mean("bid_mean", 3),
+        mean("price"),
+        mean("p"),
+        mean("conversion"),
+        mean("win"),
+        mean("price", 3),
+        mean("p", 3),
+        mean("conversion", 3),
+        mean("win", 3),
         now_p,
         now_volume,
-        mean.sum(volume_NT, 3),
-        mean.sum(volume_NT),
+        mean.sum("volume", 3),
+        mean.sum("volume"),
     ]
-    spent, value = mean.sum(day.spend_NT), mean.sum(day.value_NT)
+    spent, value = mean.sum("spend"), mean.sum("value")
     # prior money at exactly the target keeps the ratio quiet while nothing has been bought
     prior = _FRACTIONS_OF_BUDGET * budget
     affordable = budget / target
@@ -224,21 +235,21 @@ def day_states(day: DayTensors, *, last_only: bool = False) -> tuple[Tensor, Ten
         score_so_far(value, spent, day.target_N) / affordable,
         torch.log(affordable).expand_as(spent),
         torch.log(target).expand_as(spent),
-        torch.log((mean.sum(day.conversions_NT) + 10.0) / (value + 10.0)),
+        torch.log((mean.sum("conversions") + 10.0) / (value + 10.0)),
     ]
     for window in WINDOWS:
-        spent_w, value_w = mean.sum(day.spend_NT, window), mean.sum(day.value_NT, window)
+        spent_w, value_w = mean.sum("spend", window), mean.sum("value", window)
         columns += [
             torch.log((spent_w + 0.1 * prior) / (target * value_w + 0.1 * prior)),
-            mean(day.spend_NT, window) / budget * N_TICKS,
-            mean.sum(day.won_NT, window) / mean.sum(volume_NT, window).clamp_min(1.0),
-            _log_ratio(now_p * target, mean(day.least_winning_cost_NT, window)),
-            mean(day.log_action_NT, window),
+            mean("spend", window) / budget * N_TICKS,
+            mean.sum("won", window) / mean.sum("volume", window).clamp_min(1.0),
+            _log_ratio(now_p * target, mean("price", window)),
+            mean("log_action", window),
         ]
     columns += [
-        _log_ratio(now_p, mean(p_NT)),
-        _log_ratio(now_volume, mean(volume_NT)),
-        _log_ratio(mean(p_NT) * target, mean(day.least_winning_cost_NT)),
+        _log_ratio(now_p, mean("p")),
+        _log_ratio(now_volume, mean("volume")),
+        _log_ratio(mean("p") * target, mean("price")),
         torch.log((now_p * target).clamp_min(_TINY)),
         torch.log(now_volume.clamp_min(1.0)),
     ]
@@ -262,27 +273,48 @@ def _context(category_N: Tensor, at_S: Tensor) -> Tensor:
 
 
 class _Windows:
-    """Sums and means over all ticks, or the last `window` ticks, before each of the wanted states; 0 before tick 1."""
+    """Sums and means over all ticks, or the last `window` ticks, before each of the wanted states; 0 before tick 1.
 
-    def __init__(self, at_S: Tensor) -> None:
+    All series are summed together: a decision asks for forty of these sums, and each call by itself costs more than its additions.
+
+    Args:
+        every: `at_S` are all states; otherwise a few, each of which sums its own ticks.
+        series: (N, T) each.
+    """
+
+    def __init__(self, at_S: Tensor, *, every: bool, **series: Tensor) -> None:
         self.at_S = at_S
+        self._place = {name: place for place, name in enumerate(series)}
+        self._values_QNT = torch.stack(tuple(series.values())).double()
+        self._dtype = next(iter(series.values())).dtype
+        self._summed: Tensor | None = None
+        if every:
+            begin = self._values_QNT.new_zeros(*self._values_QNT.shape[:2], 1)
+            self._summed = torch.cat([begin, torch.cumsum(self._values_QNT, dim=-1)], dim=-1)
+        self._kept: dict[int | None, Tensor] = {}
 
-    def sum(self, values_NT: Tensor, window: int | None = None) -> Tensor:
-        if len(self.at_S) == 1:
-            # the plain sum of the same terms, without the prefix sums of the ticks before
-            end = int(self.at_S[0])
-            begin = 0 if window is None else max(0, end - window)
-            return values_NT[:, begin:end].double().sum(dim=1, keepdim=True).to(values_NT.dtype)
-        summed = torch.cumsum(values_NT.double(), dim=1)
-        padded = torch.cat([torch.zeros_like(summed[:, :1]), summed], dim=1)
-        total = padded[:, self.at_S]
-        if window is not None:
-            total = total - padded[:, (self.at_S - window).clamp_min(0)]
-        return total.to(values_NT.dtype)
+    def _sums(self, window: int | None) -> Tensor:
+        """(Q, N, S) of all series."""
+        if window not in self._kept:
+            if self._summed is not None:
+                total = self._summed[..., self.at_S]
+                if window is not None:
+                    total = total - self._summed[..., (self.at_S - window).clamp_min(0)]
+            else:
+                ends = self.at_S.tolist()
+                begins = [0 if window is None else max(0, end - window) for end in ends]
+                total = torch.stack(
+                    [self._values_QNT[..., begin:end].sum(dim=-1) for begin, end in zip(begins, ends, strict=True)], dim=-1
+                )
+            self._kept[window] = total.to(self._dtype)
+        return self._kept[window]
 
-    def __call__(self, values_NT: Tensor, window: int | None = None) -> Tensor:
+    def sum(self, name: str, window: int | None = None) -> Tensor:
+        return self._sums(window)[self._place[name]]
+
+    def __call__(self, name: str, window: int | None = None) -> Tensor:
         count_S = self.at_S if window is None else self.at_S.clamp(max=window)
-        return self.sum(values_NT, window) / count_S.clamp_min(1)
+        return self.sum(name, window) / count_S.clamp_min(1)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from rankloom.bidding.learned.cbd import (
     trajectory_properties,
 )
 from rankloom.bidding.learned.fitting import FitConfig
-from rankloom.bidding.protocol import N_TICKS
+from rankloom.bidding.protocol import N_TICKS, Decision, Observation
 from rankloom.bidding.replay import ReplayMarket
 from rankloom.bidding.trajectories import Trajectories
 from tests.bidding.small_log import small_day, small_log
@@ -292,6 +292,41 @@ def test_a_day_is_played_with_plans_and_the_same_seed_plays_it_again(model: CbdC
     first, second = (play_day(market, model, seed=3).history.multiplier_NT for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert not np.array_equal(first, play_day(market, model, seed=4).history.multiplier_NT)
+
+
+def test_states_that_are_kept_are_those_of_the_day_read_again(data: TrainingSet) -> None:
+    """Also where a tick's traffic came otherwise than forecast: its state is built once more when it is over."""
+    torch.manual_seed(0)
+    kept, again = (
+        CbdController(normaliser=data.normaliser, fallback_target=data.fallback_target, cbd=replace(SMALL, noise=0.0)) for _ in range(2)
+    )
+    again.load_state_dict(kept.state_dict())
+    seen: dict[str, list[Tensor]] = {"kept": [], "again": []}
+    for name, model in (("kept", kept), ("again", again)):
+        inner = model.residual
+
+        def watched(x: Tensor, *rest: object, name: str = name, inner: object = inner) -> object:
+            seen[name].append(x)
+            return inner(x, *rest)  # type: ignore[operator]
+
+        model.residual = watched  # type: ignore[method-assign]
+
+    class Both:
+        name = "both"
+
+        def start(self, campaigns: object, seed: int) -> None:
+            kept.start(campaigns, seed)
+
+        def decide(self, observation: Observation) -> Decision:
+            assert observation.volume_forecast_N is not None
+            wrong = replace(observation, volume_forecast_N=1.3 * observation.volume_forecast_N)
+            again.start(observation.campaigns, 0)
+            again.decide(wrong)
+            return kept.decide(wrong)
+
+    play_day(ReplayMarket(small_day(5)[0]), Both())
+    for own, reference in zip(seen["kept"], seen["again"], strict=True):
+        torch.testing.assert_close(own, reference, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_asked_for_reaches_the_condition(model: CbdController, data: TrainingSet) -> None:

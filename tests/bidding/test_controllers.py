@@ -234,7 +234,7 @@ def test_mpc_solves_its_plan() -> None:
             value = cost = 0.0
             for tick in range(N_TICKS):
                 m, price, volume = (
-                    float(path[0, k, tick]) for path in (forecast.p_mean_NKR, forecast.price_NKR, forecast.volume_NKR)
+                    float(path.values_NKR()[0, k, tick]) for path in (forecast.p_mean, forecast.price, forecast.volume)
                 )
                 share, paid = curves(np.array(np.log(90.0 * factor * m / price)))
                 value += volume * m * float(share)
@@ -245,6 +245,38 @@ def test_mpc_solves_its_plan() -> None:
     best = int(np.argmax(scores))
     assert decision.multiplier_N[0] / 90.0 == pytest.approx(mpc._factor_A[best], rel=0.08)
     assert decision.details["predicted_score"][0] == pytest.approx(scores[best], rel=0.01)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_mpcs_rest_of_the_day_is_the_sum_over_its_ticks(told: bool) -> None:
+    """Against every scenario's numbers written out: p, price and traffic of each tick, its place on the grid of shifts, both neighbours."""
+    plant = Plant(1500.0, 90.0, n=3, told=told)
+    mpc = MPC(MPCSettings(scenarios=5, points=9))
+    seen: list[Observation] = []
+
+    class Taker:
+        name = "taker"
+
+        def start(self, campaigns: Campaigns, seed: int) -> None: ...
+
+        def decide(self, observation: Observation) -> Decision:
+            seen.append(observation)
+            return Decision(np.array([60.0, 90.0, 140.0]), ("none",) * 3)
+
+    play_day(plant, Taker())
+    observation = seen[11]
+    forecast = mpc._forecast(observation)
+    value_NKA, cost_NKA = mpc._rest(forecast, observation.campaigns.target_cpa_N)
+    p, price, volume = (path.values_NKR() for path in (forecast.p_mean, forecast.price, forecast.volume))
+    assert p.shape == (3, 5, N_TICKS - 11)
+    if told:
+        assert observation.p_mean_forecast_N is not None
+        np.testing.assert_allclose(p[:, :, 0], np.tile(observation.p_mean_forecast_N[:, None], 5))
+    place = np.clip((np.log(p * 90.0 / price) + 6.0) / 0.05, 0, 199 - 1e-6)
+    left, part = place.astype(int), place - place.astype(int)
+    for found, weight, table in ((value_NKA, volume * p, mpc._value_HA), (cost_NKA, volume * price, mpc._cost_HA)):
+        curve = table[left] * (1 - part)[..., None] + table[np.minimum(left + 1, 199)] * part[..., None]
+        np.testing.assert_allclose(found, (weight[..., None] * curve).sum(axis=2), rtol=1e-6)
 
 
 def test_mpc_says_what_binds() -> None:

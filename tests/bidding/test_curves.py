@@ -69,6 +69,21 @@ def test_a_market_of_another_scale_shifts_the_path() -> None:
     assert ahead == pytest.approx(np.full((1, 44), np.log(10) - 7.5), abs=0.3)
 
 
+@pytest.mark.parametrize("known", [3, 4])
+def test_a_path_is_shifted_by_its_median_where_its_median_tick_is_far_away(known: int) -> None:
+    """Campaign by campaign, also where half of an even number of ticks is far: there the mean of the two in the middle decides."""
+    prior = MarketPrior.default().price
+    deviation_T = np.sqrt(np.diag(prior.covariance_TT))[:known]
+    away = np.array([[0.0, 9.0, 0.1, 9.0], [9.0, 9.0, 0.0, 3.0], [9.0, 9.0, 9.0, -9.0], [3.6, 3.8, 3.9, 0.0], [3.9, 3.0, 3.6, 9.0]])[:, :known]
+    path_NT = np.exp(prior.mean_T[:known] + away * deviation_T)
+    expected = []
+    for row in away:
+        shift = np.median(row * deviation_T) if np.median(np.abs(row)) > 3.7 else 0.0
+        rest = np.clip(row * deviation_T - shift, -5 * deviation_T, 5 * deviation_T)
+        expected.append(prior.mean_T[known:] + shift + prior.gain(known) @ rest)
+    np.testing.assert_allclose(prior.condition(path_NT), expected, rtol=1e-9)
+
+
 def test_unknown_prices_leave_the_path_as_it_was() -> None:
     prior = MarketPrior.default().price
     assert prior.condition(np.zeros((2, 5))) == pytest.approx(np.tile(prior.mean_T[5:], (2, 1)))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rankloom.bidding.bidders import load_bidder, save_bidder
+from rankloom.bidding.bidders import copy_of, load_bidder, save_bidder
 from rankloom.bidding.curves import MarketPrior
 from rankloom.bidding.day import play_day
 from rankloom.bidding.learned.base import INPUT_WIDTH, TrainingSet, prepare
@@ -247,6 +247,18 @@ def test_the_reader_lends_mpc_its_slope_and_leaves_its_value(data: TrainingSet, 
     bias = policy.nets[0][-1].bias  # type: ignore[index]
     slopes = [torch.autograd.grad(each.sum(), bias)[0].item() for each in (with_reader, without)]
     assert slopes[0] != pytest.approx(slopes[1], rel=1e-3)
+
+
+def test_a_copy_shares_the_weights_and_plays_a_day_of_its_own(data: TrainingSet, market_day: MarketDay) -> None:
+    model = gave_of(data)
+    alone = play_day(ReplayMarket(market_day), model).history.multiplier_NT
+    model.start(market_day.campaigns, 0)
+    copied = copy_of(model)
+    assert isinstance(copied, GaveController)
+    assert copied.action_head.weight is model.action_head.weight
+    assert copied.outlook is model.outlook
+    np.testing.assert_array_equal(play_day(ReplayMarket(market_day), copied).history.multiplier_NT, alone)
+    assert model.looked_NSO is None
 
 
 def test_a_reader_learns_what_mpc_would_bid(data: TrainingSet) -> None:

@@ -47,8 +47,8 @@ def observed(log: Trajectories, tick: int) -> Observation:
 def test_the_served_state_is_the_training_row(log: Trajectories, tick: int) -> None:
     trained, context = day_states(day_tensors(log.campaigns, log.history, fallback_target=90.0))
     day = observation_tensors(observed(log, tick), fallback_target=90.0)
-    for last_only in (False, True):
-        served, served_context = day_states(day, last_only=last_only)
+    for last in (None, 1, 2):
+        served, served_context = day_states(day, last=last)
         torch.testing.assert_close(served[:, -1], trained[:, tick], rtol=2e-5, atol=2e-5)
         assert torch.equal(served_context[:, -1], context[:, tick])
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from rankloom.bidding.controllers.constant import scale
-from rankloom.bidding.curves import TINY, MarketPrior
+from rankloom.bidding.curves import TINY, MarketPrior, PathPrior
 from rankloom.bidding.protocol import N_TICKS, Campaigns, Decision, FloatArray, Observation
 
 SHIFTS: Final = (-6.0, 0.05, 200)  # first, step and number of the grid of log(C m / l)
@@ -54,12 +54,36 @@ class MPCSettings:
 
 
 @dataclass(frozen=True)
-class _Forecast:
-    """Scenarios of the ticks to come, the coming one first; each (N, K, R)."""
+class _Path:
+    """Scenarios of one quantity in the ticks to come, the coming one first: exp(centre + away).
 
-    p_mean_NKR: FloatArray
-    price_NKR: FloatArray
-    volume_NKR: FloatArray
+    What the day so far says (`centre_NR`) is every campaign's own, what it leaves open (`away_KR`) is the same for all: so products of
+    quantities take exponentials of N R and K R numbers instead of N K R.
+    """
+
+    centre_NR: FloatArray
+    away_KR: FloatArray
+
+    def __mul__(self, other: _Path) -> _Path:
+        return _Path(self.centre_NR + other.centre_NR, self.away_KR + other.away_KR)
+
+    def __truediv__(self, other: _Path) -> _Path:
+        return _Path(self.centre_NR - other.centre_NR, self.away_KR - other.away_KR)
+
+    def log_NKR(self) -> FloatArray:
+        return self.centre_NR[:, None] + self.away_KR[None]
+
+    def values_NKR(self) -> FloatArray:
+        return np.exp(self.centre_NR)[:, None] * np.exp(self.away_KR)[None]
+
+
+@dataclass(frozen=True)
+class _Forecast:
+    """Mean prediction, lowest winning cost and number of opportunities."""
+
+    p_mean: _Path
+    price: _Path
+    volume: _Path
 
 
 class MPC:
@@ -186,25 +210,25 @@ class MPC:
         return np.clip(value_factor_N, 0.25, 4.0), np.clip(cost_factor_N, 0.25, 4.0), errors
 
     def _forecast(self, observation: Observation) -> _Forecast:
-        history, n = observation.history, observation.campaigns.n
+        history = observation.history
         normal_p, normal_price, normal_volume = self._normals[observation.tick % len(self._normals)]
         p_mean_NT = history.p_sum_NT / np.maximum(history.volume_NT, 1.0)
 
-        def paths(prior: Any, known_NT: FloatArray, told_N: FloatArray | None, normal_KT: FloatArray) -> FloatArray:
+        def path(prior: PathPrior, known_NT: FloatArray, told_N: FloatArray | None, normal_KT: FloatArray) -> _Path:
             if told_N is not None:
                 known_NT = np.concatenate([known_NT, told_N[:, None]], axis=1)
-            known = known_NT.shape[1]
-            log_NKR = prior.condition(known_NT)[:, None] + prior.residuals(known, normal_KT)
-            future_NKR: FloatArray = np.exp(log_NKR)
+            centre_NR, away_KR = prior.condition(known_NT), prior.residuals(known_NT.shape[1], normal_KT)
             if told_N is None:
-                return future_NKR
-            now_NK1 = np.broadcast_to(told_N[:, None, None], (n, len(normal_KT), 1))
-            return np.concatenate([now_NK1, future_NKR], axis=2)
+                return _Path(centre_NR, away_KR)
+            return _Path(
+                np.concatenate([np.log(np.maximum(told_N, TINY))[:, None], centre_NR], axis=1),
+                np.concatenate([np.zeros((len(away_KR), 1)), away_KR], axis=1),
+            )
 
         return _Forecast(
-            p_mean_NKR=paths(self.prior.p_mean, p_mean_NT, observation.p_mean_forecast_N, normal_p),
-            price_NKR=paths(self.prior.price, history.least_winning_cost_NT, None, normal_price),
-            volume_NKR=paths(self.prior.volume, history.volume_NT, observation.volume_forecast_N, normal_volume),
+            p_mean=path(self.prior.p_mean, p_mean_NT, observation.p_mean_forecast_N, normal_p),
+            price=path(self.prior.price, history.least_winning_cost_NT, None, normal_price),
+            volume=path(self.prior.volume, history.volume_NT, observation.volume_forecast_N, normal_volume),
         )
 
     def _rest(self, forecast: _Forecast, scale_N: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -213,24 +237,30 @@ class MPC:
         The response of every tick is one curve, shifted by log(scale m / l). So the ticks of a scenario are first gathered, with
         linear weights, on a grid of shifts (H); the sum of their curves at all multipliers is then one matrix product.
         """
-        n, k, _ = forecast.volume_NKR.shape
-        value_NKR = forecast.volume_NKR * forecast.p_mean_NKR
-        money_NKR = forecast.volume_NKR * forecast.price_NKR
-        ratio_NKR = forecast.p_mean_NKR * scale_N[:, None, None] / np.maximum(forecast.price_NKR, TINY)
-        place_NKR = (np.log(np.maximum(ratio_NKR, TINY)) - SHIFTS[0]) / SHIFTS[1]
-        place_NKR = np.clip(place_NKR, 0.0, SHIFTS[2] - 1.000001)
+        ratio = forecast.p_mean / forecast.price
+        n, k = len(ratio.centre_NR), len(ratio.away_KR)
+        first, step, points = SHIFTS
+        place_NKR = _Path(
+            (ratio.centre_NR + np.log(np.maximum(scale_N, TINY))[:, None] - first) / step, ratio.away_KR / step
+        ).log_NKR()
+        np.clip(place_NKR, 0.0, points - 1.000001, out=place_NKR)
         left_NKR = place_NKR.astype(np.int64)
-        part_NKR = place_NKR - left_NKR
-        index = (np.arange(n * k).reshape(n, k, 1) * SHIFTS[2] + left_NKR).reshape(-1)
-        size = n * k * SHIFTS[2]
+        place_NKR -= left_NKR
+        left_NKR += (np.arange(n * k) * points).reshape(n, k, 1)
+        index, part = left_NKR.reshape(-1), place_NKR.reshape(-1)
+        size = n * k * points
 
-        def gathered(weight_NKR: FloatArray) -> FloatArray:
-            right_NKR = weight_NKR * part_NKR
-            left = np.bincount(index, (weight_NKR - right_NKR).reshape(-1), minlength=size)
-            right = np.bincount(index + 1, right_NKR.reshape(-1), minlength=size)
-            return np.asarray(left + right, dtype=np.float64).reshape(n, k, SHIFTS[2])
+        def gathered(path: _Path) -> FloatArray:
+            weight = path.values_NKR().reshape(-1)
+            right = weight * part
+            weight -= right
+            found = np.bincount(index, weight, minlength=size)
+            # the place to the right of a place: one up
+            found[1:] += np.bincount(index, right, minlength=size)[:-1]
+            return np.asarray(found, dtype=np.float64).reshape(n, k, points)
 
-        return gathered(value_NKR) @ self._value_HA, gathered(money_NKR) @ self._cost_HA
+        value_NKH = gathered(forecast.volume * forecast.p_mean)
+        return value_NKH @ self._value_HA, gathered(forecast.volume * forecast.price) @ self._cost_HA
 
     def expected_cost(self, observation: Observation) -> tuple[FloatArray, FloatArray]:
         """Multiples of the target (A,) and the mean cost (N, A) of the rest of the day at each, were nothing to stop it."""
@@ -241,9 +271,9 @@ class MPC:
         self, forecast: _Forecast, multiplier_N: FloatArray, factor_N: FloatArray, remaining_N: FloatArray
     ) -> FloatArray:
         """(N, R) mean spend of each tick to come at this multiplier, within the budget."""
-        money_NKR = forecast.volume_NKR * forecast.price_NKR
-        x_NKR = multiplier_N[:, None, None] * forecast.p_mean_NKR / np.maximum(forecast.price_NKR, TINY)
-        spend_NR = (self.prior.curves(np.log(np.maximum(x_NKR, TINY)))[1] * money_NKR).mean(axis=1) * factor_N[:, None]
+        money_NKR = (forecast.volume * forecast.price).values_NKR()
+        log_x_NKR = np.log(np.maximum(multiplier_N, TINY))[:, None, None] + (forecast.p_mean / forecast.price).log_NKR()
+        spend_NR = (self.prior.curves(log_x_NKR)[1] * money_NKR).mean(axis=1) * factor_N[:, None]
         left_NR = np.minimum(np.cumsum(spend_NR, axis=1), remaining_N[:, None])
         return np.diff(left_NR, axis=1, prepend=0.0)
 

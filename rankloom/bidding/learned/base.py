@@ -236,7 +236,8 @@ class LearnedController(nn.Module, ABC):
         self.outlook = outlook
         self.input_width = input_width(outlook)
         self.looked_NSO: Tensor | None = None  # what the outlook showed so far today
-        self._looked_at_NT: Tensor | None = None
+        self._past_NT: Tensor | None = None  # the log actions that `looked_NSO` and `_states_NSD` were seen after
+        self._states_NSD: Tensor | None = None
         self._rng = np.random.default_rng(0)
 
     # --- to be answered by a subclass -------------------------------------------------------------------------------
@@ -262,7 +263,7 @@ class LearnedController(nn.Module, ABC):
     def start(self, campaigns: Campaigns, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
         self.eval()
-        self.looked_NSO = self._looked_at_NT = None
+        self.looked_NSO = self._past_NT = self._states_NSD = None
         self.begin()
 
     @torch.inference_mode()
@@ -270,19 +271,19 @@ class LearnedController(nn.Module, ABC):
         day = observation_tensors(observation, fallback_target=self.fallback_target)
         n_states = day.volume_NS.shape[1]
         whole = self.needs_history(day)
-        raw_NSD, context_NSK = day_states(day, last_only=not whole)
-        columns = [self.normaliser(raw_NSD), context_NSK]
+        goes_on = self._goes_on(day)
+        x_NSD = self._states(day, goes_on) if whole else torch.cat(self._scored(day, last=1), dim=-1)
         if self.outlook is None:
             anchor_NS = anchor(day.log_action_NT, n_states)
         else:
-            looked_NSO = self._look(self.outlook, observation, day)
+            looked_NSO = self._look(self.outlook, observation, goes_on)
             anchor_NS = looked_NSO[..., 0]
             if whole:
                 seen_NSO = with_lead(looked_NSO, day.log_action_NT)
             else:
                 seen_NSO = with_lead(looked_NSO[:, -2:], day.log_action_NT)[:, -1:]
-            columns.append(self.outlook.normalised(seen_NSO))
-        x_NSD = torch.cat(columns, dim=-1)
+            x_NSD = torch.cat([x_NSD, self.outlook.normalised(seen_NSO)], dim=-1)
+        self._past_NT = day.log_action_NT.clone()
         residual_N, details = self.residual(x_NSD, day, anchor_NS)
         log_action_N = (anchor_NS[:, -1] + residual_N).clamp(LOG_ACTION_MIN, LOG_ACTION_MAX)
         target_N = reference_target(observation.campaigns, self.fallback_target)
@@ -294,20 +295,38 @@ class LearnedController(nn.Module, ABC):
             | {"log_multiplier_over_target": log_action_N.double().numpy()},
         )
 
-    def _look(self, outlook: Outlook, observation: Observation, day: DayTensors) -> Tensor:
+    def _goes_on(self, day: DayTensors) -> bool:
+        """Whether this is the tick after the one that was decided last, of the same day."""
+        past, tick = self._past_NT, day.n_ticks
+        return past is not None and past.shape == (len(day.budget_N), tick - 1) and torch.equal(past, day.log_action_NT[:, :-1])
+
+    def _scored(self, day: DayTensors, *, last: int | None) -> tuple[Tensor, Tensor]:
+        raw_NSD, context_NSK = day_states(day, last=last)
+        return self.normaliser(raw_NSD), context_NSK
+
+    def _states(self, day: DayTensors, goes_on: bool) -> Tensor:
+        """(N, S, D) of all ticks. Once a tick is over nothing of its state changes, so while the day goes on as it did only two are built: the
+        tick at hand, and the one before, whose traffic is no forecast any more."""
+        kept = self._states_NSD
+        if kept is None or not goes_on or kept.shape[1] != day.n_ticks:
+            states = torch.cat(self._scored(day, last=None), dim=-1)
+        else:
+            states = torch.cat([kept[:, :-1], torch.cat(self._scored(day, last=2), dim=-1)], dim=1)
+        self._states_NSD = states
+        return states
+
+    def _look(self, outlook: Outlook, observation: Observation, goes_on: bool) -> Tensor:
         """(N, S, O - 1) raw outlook of all states; those of earlier ticks are kept while the day goes on as it did."""
-        tick = day.volume_NS.shape[1] - 1
-        kept, at = self.looked_NSO, self._looked_at_NT
-        goes_on = kept is not None and at is not None and kept.shape[1] == tick and torch.equal(at, day.log_action_NT[:, : tick - 1])
+        tick, kept = observation.tick, self.looked_NSO
         if tick == 0:
             kept = None
-        elif not goes_on:
+        elif not goes_on or kept is None or kept.shape[1] != tick:
             kept = outlook.day(
                 observation.campaigns, observation.history, fallback_target=self.fallback_target, n_states=tick
             )
         now_N1O = outlook.look(observation, fallback_target=self.fallback_target)[:, None]
         looked = now_N1O if kept is None else torch.cat([kept, now_N1O], dim=1)
-        self.looked_NSO, self._looked_at_NT = looked, day.log_action_NT[:, :tick].clone()
+        self.looked_NSO = looked
         return looked
 
     def arrays(self) -> dict[str, NDArray[Any]]:

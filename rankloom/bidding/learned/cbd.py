@@ -330,7 +330,9 @@ class CbdController(LearnedController):
         """
         steps = steps or (1 if self.distilled else self.cbd.sampling_steps)
         if start_BTP is None:
-            start_BTP = self.cbd.noise * torch.randn(observed_BTP.shape, generator=generator)
+            scale = self.cbd.noise
+            drawn = torch.randn(observed_BTP.shape, generator=generator) if scale else torch.zeros_like(observed_BTP)
+            start_BTP = scale * drawn
         x = start_BTP
         schedule = np.linspace(self.cbd.diffusion_steps - 1, 0, steps).round().astype(int).tolist()
         for position, step in enumerate(schedule):

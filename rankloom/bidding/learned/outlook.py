@@ -50,6 +50,10 @@ class Outlook:
     planner: MPC
     normaliser: Normaliser | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Outlook:
+        """Itself: an outlook keeps nothing of what it saw."""
+        return self
+
     @classmethod
     def of(
         cls, prior: MarketPrior | None = None, *, gamma: float = DEFAULT_GAMMA, scenarios: int = SCENARIOS

@@ -187,7 +187,7 @@ def roll_out(
             volume_NS=volume_NT[:, : tick + 1],
             p_now_NS=p_mean_NT[:, : tick + 1],
         )
-        raw_N1D, context_N1K = day_states(day, last_only=True)
+        raw_N1D, context_N1K = day_states(day, last=1)
         x_N1D = torch.cat([policy.normaliser(raw_N1D), context_N1K], dim=-1)
         anchor_N1 = torch.zeros(n, 1)
         if outlook is not None:

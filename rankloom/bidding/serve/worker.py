@@ -11,6 +11,7 @@ controller is started anew and shown the day so far tick by tick, so its state i
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -305,10 +306,10 @@ def resolve(spec: str) -> Callable[[], Controller]:
 
         return SafePacing
     if Path(spec).is_dir():
-        from rankloom.bidding.bidders import load_bidder
+        from rankloom.bidding.bidders import copy_of, load_bidder
 
-        load_bidder(Path(spec))  # a broken folder is told at the start
-        return lambda: load_bidder(Path(spec))
+        loaded = load_bidder(Path(spec))  # a broken folder is told at the start
+        return lambda: copy_of(loaded)
     from rankloom.bidding.controllers import controller
 
     controller(spec)
@@ -319,9 +320,12 @@ def main(spec: str) -> None:
     """The child: reads observations from standard input until it closes, writes decisions to standard output."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a controller prints must not get between the frames
-    from rankloom.training.processor import keep_freed_memory  # torch: not in the process that bids
+    import torch  # not in the process that bids
+
+    from rankloom.training.processor import keep_freed_memory
 
     keep_freed_memory()  # a decision asks for the same megabytes every time: mapping them anew is half of its time
+    torch.set_num_threads(1)  # it is too small to be shared out: threads would wait for the busiest core
     try:
         make = resolve(spec)
         name = make().name
@@ -334,6 +338,8 @@ def main(spec: str) -> None:
         write_frame(out, {"error": text, "place": spec, "action": None, "code": "controller-start"}, {})
         return
     write_frame(out, {"n": 0, "name": name}, {})
+    gc.collect()
+    gc.freeze()  # what is loaded stays: to look through it again and again takes longer than a decision
     sessions = Sessions(make)
     pipe, buffer = sys.stdin.buffer, bytearray()
     while True:
