@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rankloom.data.sequences import VALID, Cases, Sequences
 from rankloom.decoding.refine import Refiner, fit_refiner
@@ -14,6 +16,8 @@ from rankloom.decoding.select import Weights
 from rankloom.progress import track
 from rankloom.recommender import Rankloom
 from rankloom.training.features import FeatureTable
+
+FloatArray = NDArray[np.float64]
 
 MIXES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 LIFTS: Final = (0.0, 0.5, 0.75, 1.0)
@@ -34,8 +38,9 @@ def excluded_rows(sequences: Sequences, cases: Cases, part: slice) -> list[torch
 
 def choose_weights(
     rankloom: Rankloom, sequences: Sequences, table: FeatureTable, *, mask_seen: bool, limit: int, quiet: bool = False
-) -> tuple[Weights, dict[str, float]]:
-    """The weights that rank validation targets best (NDCG@10), and the figures of all that were tried.
+) -> tuple[Weights, Weights, dict[str, float]]:
+    """The weights that rank validation targets best (NDCG@10), those of the generator without selection, and the figures of
+    all that were tried.
 
     Weights that the configuration fixes are kept. Where the model knows how old items are, the strength of the lift is
     chosen first, beside a middling memory; then the others together.
@@ -65,7 +70,7 @@ def choose_weights(
     seconds = torch.from_numpy(sequences.timestamp / 1e6) if sequences.has_clock else None
     figures: dict[str, float] = {}
 
-    def best(tried: list[Weights], title: str) -> Weights:
+    def tell(tried: list[Weights], title: str) -> FloatArray:
         totals = np.zeros(len(tried))
         size = 64
         for begin in track(range(0, len(cases), size), title, unit="batches", quiet=quiet):
@@ -80,37 +85,46 @@ def choose_weights(
             )  # fmt: skip
         mean = totals / max(1, len(cases))
         figures.update({_label(w): float(v) for w, v in zip(tried, mean, strict=True)})
-        return tried[int(mean.argmax())]
+        return mean
 
     nows = (0.0,)
     if len(lifts) > 1:
         tried = [replace(w, now=now) for w in grid(shares[:3], lifts, FEW_SHARES) for now in NOWS]
-        chosen = best(tried, "choosing the lift on validation")
+        chosen = tried[int(tell(tried, "choosing the lift on validation").argmax())]
         lifts, nows = (chosen.lift,), (chosen.now,)
     tried = [replace(w, now=now) for w in grid(shares, lifts, SHARES) for now in nows]
-    return best(tried, "choosing weights on validation"), figures
+    mean = tell(tried, "choosing weights on validation")
+    best = tried[int(mean.argmax())]
+    alone = np.flatnonzero([weights.mix == 1 for weights in tried])
+    generator = tried[int(alone[mean[alone].argmax()])] if len(alone) else replace(best, mix=1.0)
+    return best, generator, figures
 
 
 def choose_refiner(
     rankloom: Rankloom, sequences: Sequences, table: FeatureTable, *, mask_seen: bool, quiet: bool = False
 ) -> tuple[Refiner | None, dict[str, float]]:
-    """The refiner fitted on validation cases of at most 4,000 people, five each; None where it does not help."""
+    """The refiner fitted on validation cases of at most 4,000 people, five each; None where it does not help.
+
+    Where lists hide what was seen, it learns from a fifth of the cases with nothing hidden as well: a request may ask for that.
+    """
     cases = sequences.cases(VALID, max_per_user=5, max_users=4000, seed=0)
     seconds = torch.from_numpy(sequences.timestamp / 1e6) if sequences.has_clock else None
-    examples = []
+    examples, also = [], []
     size = 64
-    for begin in track(range(0, len(cases), size), "refining on validation", unit="batches", quiet=quiet):
+    for number, begin in enumerate(track(range(0, len(cases), size), "refining on validation", unit="batches", quiet=quiet)):
         part = slice(begin, begin + size)
         row = torch.from_numpy(cases.row[part])
         user = torch.from_numpy(cases.user[part]).long()
-        examples.append(
-            rankloom.refine_examples(
-                table, torch.from_numpy(sequences.offsets)[user], row, torch.from_numpy(cases.target[part].astype(np.int64)),
-                excluded=excluded_rows(sequences, cases, part) if mask_seen else None, user=user,
-                surface=table.surface[row], when=None if seconds is None else seconds[row],
-            )
+        ask = partial(
+            rankloom.refine_examples,
+            table, torch.from_numpy(sequences.offsets)[user], row, torch.from_numpy(cases.target[part].astype(np.int64)),
+            user=user, surface=table.surface[row], when=None if seconds is None else seconds[row],
         )  # fmt: skip
-    return fit_refiner(examples, seed=rankloom.config.seed)
+        examples.append(ask(excluded=excluded_rows(sequences, cases, part) if mask_seen else None))
+        # far from the held-out batches, every fifth from the first: a person's cases may lie in two that are neighbours
+        if mask_seen and number % 5 == 2:
+            also.append(ask(excluded=None))
+    return fit_refiner(examples, seed=rankloom.config.seed, also=also)
 
 
 def _label(weights: Weights) -> str:

@@ -208,7 +208,7 @@ def _train(
     )
     figures: dict[str, float] = {}
     if len(validation):
-        rankloom.weights, figures = choose_weights(
+        rankloom.weights, rankloom.generator_weights, figures = choose_weights(
             rankloom, sequences, table, mask_seen=mask_seen, limit=config.training.eval_users, quiet=quiet
         )
         if config.selection.enabled and config.selection.refine and rankloom.weights.mix < 1:
@@ -216,7 +216,7 @@ def _train(
             rankloom.weights = replace(rankloom.weights, refine=float(rankloom.refiner is not None))
             figures.update(refined)
     elif not config.selection.enabled:
-        rankloom.weights = Weights(mix=1.0)
+        rankloom.weights = rankloom.generator_weights = Weights(mix=1.0)
     say(f"chosen on validation: {describe_weights(rankloom.weights)}")
     rankloom.metadata = {
         "parents": {"shop": fingerprint[:12]},

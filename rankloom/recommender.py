@@ -83,6 +83,7 @@ class Rankloom:
         histories: pl.DataFrame,
         mask_seen: bool,
         weights: Weights | None = None,
+        generator_weights: Weights | None = None,
         memory: BehaviourMemory | None = None,
         exposure: Exposure | None = None,
         refiner: Refiner | None = None,
@@ -96,6 +97,7 @@ class Rankloom:
         self.model = model.eval()
         self.items = items
         self.weights = weights or Weights()
+        self.generator_weights = generator_weights or replace(self.weights, mix=1.0, refine=0.0)
         self.mask_seen = mask_seen
         self.memory = memory
         self.exposure = exposure
@@ -137,6 +139,7 @@ class Rankloom:
             raw = read_json(config_path)
             own, tokenizer_meta = raw["model"], raw["tokenizer"]
             n_trained, mask_seen, weights = int(own["n_trained"]), bool(own["mask_seen"]), Weights(**own["weights"])
+            alone = Weights(**own["generator_weights"])
             removed = np.asarray(own["removed"], dtype=np.int64)
             dated, attributed, log_end = bool(own["dated"]), bool(own["attributed"]), own["log_end"]
             config = Config.parse(raw["config"], place=str(config_path))
@@ -175,6 +178,7 @@ class Rankloom:
             histories=histories,
             mask_seen=mask_seen,
             weights=weights,
+            generator_weights=alone,
             memory=memory,
             exposure=exposure,
             refiner=refiner,
@@ -215,6 +219,7 @@ class Rankloom:
                         "n_trained": self.model.items.n_trained,
                         "mask_seen": self.mask_seen,
                         "weights": asdict(self.weights),
+                        "generator_weights": asdict(self.generator_weights),
                         "removed": np.flatnonzero(~self._alive).tolist(),
                         "dated": self.model.age is not None,
                         "attributed": self.model.items.attributes is not None,
@@ -566,7 +571,15 @@ class Rankloom:
         if surface is not None:
             searches = surface == schema.SURFACE_CODE["search"]
         history = latest_first(table.item, everything, begin, stop, places=PLACES)
-        return RefineInput(candidates.log_prob_BC, select_BC, candidates.item_BC, memory, now_BC, age, history, searches)
+        seen = torch.stack(
+            [
+                torch.isin(own, table.item[first:last])
+                for own, first, last in zip(candidates.item_BC, begin.tolist(), stop.tolist(), strict=True)
+            ]
+        )
+        return RefineInput(
+            candidates.log_prob_BC, select_BC, candidates.item_BC, memory, now_BC, age, history, searches, seen
+        )
 
     @torch.no_grad()
     def refine_examples(

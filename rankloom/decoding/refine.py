@@ -34,6 +34,8 @@ FEATURES: Final = (
 _HIDDEN: Final = 24
 _EPOCHS: Final = 30
 _SILENT: Final = -9.0
+_CONSTANT: Final = 1e-4
+"""A feature that spreads less than this said nothing in the examples; its scale is 1 then, so that it cannot shout later."""
 
 
 @dataclass
@@ -48,6 +50,7 @@ class RefineInput:
         age_BC: days since the items were listed, NaN unknown; None likewise.
         history_BP: catalogue rows of the latest items, latest first, -1 padding.
         search_B: whether the request is a search.
+        seen_BC: whether the items are in the history, however long ago.
     """
 
     log_prob_BC: Tensor
@@ -58,6 +61,7 @@ class RefineInput:
     age_BC: Tensor | None
     history_BP: Tensor
     search_B: Tensor
+    seen_BC: Tensor
 
 
 @dataclass
@@ -104,7 +108,7 @@ def features(given: RefineInput, facts: ItemFacts) -> Tensor:
         near[:, :, 0],
         near.amax(-1),
         (near * weight_BP[:, None]).sum(-1),
-        ((item[:, :, None] == history[:, None]) & seen[:, None]).any(-1).float(),
+        given.seen_BC.float(),
         given.search_B.float()[:, None].expand_as(generator),
         (seen.sum(1).float() / PLACES)[:, None].expand_as(generator),
         shared[:, :, 0],
@@ -163,19 +167,25 @@ class RefineExamples:
     target_B: Tensor
 
 
-def fit_refiner(examples: Sequence[RefineExamples], *, seed: int) -> tuple[Refiner | None, dict[str, float]]:
+def fit_refiner(
+    examples: Sequence[RefineExamples], *, seed: int, also: Sequence[RefineExamples] = ()
+) -> tuple[Refiner | None, dict[str, float]]:
     """The refiner that ranks held-out cases best, fitted again on all; None where none ranks them better than the joined
     scores do. The figures are NDCG@10 on the held-out fifth, before and after.
 
     Args:
-        examples: batches of cases of different people; every fifth is held out.
+        examples: batches of cases of different people; every fifth, from the first, is held out.
+        also: batches that are only learned from, of none of the people held out: such as the same cases with nothing of
+            their history hidden, for lists that may show it.
     """
     held = [own for number, own in enumerate(examples) if number % 5 == 0]
     learned = [own for number, own in enumerate(examples) if number % 5]
     if not held or len(learned) < 2:
         return None, {}
+    learned.extend(also)
     flat = torch.cat([own.feature_BCF[own.item_BC >= 0] for own in learned])
-    scale = (flat.mean(0), flat.std(0) + 1e-6)
+    spread = flat.std(0)
+    scale = (flat.mean(0), torch.where(spread > _CONSTANT, spread, 1.0))
     before = _ndcg(None, held)
     best, epochs = before, 0
     for number, refiner in enumerate(_epochs(Refiner(*scale), learned, seed), start=1):
@@ -186,7 +196,7 @@ def fit_refiner(examples: Sequence[RefineExamples], *, seed: int) -> tuple[Refin
     if epochs == 0:
         return None, figures
     refiner = Refiner(*scale)
-    for number, _ in enumerate(_epochs(refiner, examples, seed), start=1):
+    for number, _ in enumerate(_epochs(refiner, [*examples, *also], seed), start=1):
         if number == epochs:
             break
     return refiner.eval(), figures

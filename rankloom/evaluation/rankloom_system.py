@@ -29,7 +29,7 @@ class RankloomSystem:
     ) -> None:
         self.name = "rankloom" if select else "rankloom-generator"
         self.model = model
-        self.weights = model.weights if select else replace(model.weights, mix=1.0, refine=0.0)
+        self.weights = model.weights if select else model.generator_weights
         self.beam = beam
         self.quiet = quiet
         self.shop = shop

@@ -38,6 +38,7 @@ def given() -> RefineInput:
         age_BC=torch.tensor([[2.0, float("nan"), 0.0]], dtype=torch.float64),
         history_BP=torch.tensor([[2, 0, -1]]),
         search_B=torch.tensor([True]),
+        seen_BC=torch.tensor([[False, True, False]]),
     )
 
 
@@ -73,6 +74,7 @@ def test_padding_and_other_requests_change_nothing() -> None:
         ),
         history_BP=one.history_BP,
         search_B=one.search_B,
+        seen_BC=torch.cat([one.seen_BC, one.seen_BC[:, :2]], dim=1),
     )
     wide.log_prob_BC[:, 3:], wide.select_BC[:, 3:], wide.item_BC[:, 3:] = -INF, -INF, -1
     assert torch.equal(features(wide, own)[:, :2], features(one, own)[:, :2])
@@ -107,6 +109,36 @@ def test_one_seed_gives_one_refiner() -> None:
     assert first is not None
     assert second is not None
     assert all(np.array_equal(first.arrays()[name], value) for name, value in second.arrays().items())
+
+
+def test_a_feature_that_said_nothing_cannot_shout_later() -> None:
+    quiet = examples(0, useful=True)
+    for own in quiet:
+        own.feature_BCF[:, :, FEATURES.index("seen before")] = 0.0
+    refiner, _ = fit_refiner(quiet, seed=0)
+    assert refiner is not None
+    fresh = quiet[0].feature_BCF[:, :10].clone()
+    calm = refiner(fresh)
+    fresh[:, :, FEATURES.index("seen before")] = 1.0
+    assert float((refiner(fresh) - calm).detach().abs().max()) < 2 * float(calm.detach().std())
+
+
+def test_what_only_further_cases_show_is_learned_from_them() -> None:
+    quiet, further = examples(0, useful=True), examples(1, useful=True)[:3]
+    place = FEATURES.index("seen before")
+    for own in quiet:
+        own.feature_BCF[:, :, place] = 0.0
+    for own in further:
+        # what was seen is never the answer, the best of the others is
+        seen = own.item_BC % 2 == 0
+        own.feature_BCF[:, :, place] = seen.float()
+        own.target_B = own.feature_BCF[:, :, -1].masked_fill(seen, -INF).argmax(1)
+    refiner, _ = fit_refiner(quiet, seed=0, also=further)
+    assert refiner is not None
+    fresh = examples(2, useful=True)[0].feature_BCF
+    fresh[:, ::2, place] = 1.0
+    fresh[:, 1::2, place] = 0.0
+    assert float((refiner(fresh).argmax(1) % 2 == 1).float().mean()) > 0.9
 
 
 def test_without_enough_cases_there_is_none() -> None:
