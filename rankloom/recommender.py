@@ -42,6 +42,7 @@ from rankloom.errors import RankloomError
 from rankloom.files import atomic_folder, read_json, write_json
 from rankloom.models.attributes import item_attributes
 from rankloom.models.lazy_decoder import LazyDecoder
+from rankloom.reasons import Reasons
 from rankloom.requests import HistoryEvent, Recommendation, RecommendedItem, Request, SeenPolicy, check_request
 from rankloom.semantic.ids import SemanticIds
 from rankloom.semantic.tokenizer import Tokenizer
@@ -139,7 +140,7 @@ class Rankloom:
             raw = read_json(config_path)
             own, tokenizer_meta = raw["model"], raw["tokenizer"]
             n_trained, mask_seen, weights = int(own["n_trained"]), bool(own["mask_seen"]), Weights(**own["weights"])
-            alone = Weights(**own["generator_weights"])
+            alone = Weights(**own["generator_weights"]) if "generator_weights" in own else None
             removed = np.asarray(own["removed"], dtype=np.int64)
             dated, attributed, log_end = bool(own["dated"]), bool(own["attributed"]), own["log_end"]
             config = Config.parse(raw["config"], place=str(config_path))
@@ -352,7 +353,7 @@ class Rankloom:
         for number, request in enumerate(requests):
             rows = [int(row) for row in ranking.item_BK[number][: request.k].tolist() if row >= 0]
             scores = ranking.score_BK[number].tolist()
-            reasons = self._reasons(rows, seen_rows[number], request) if request.explain else [[] for _ in rows]
+            reasons = self._reasons_for(rows, seen_rows[number], request) if request.explain else [[] for _ in rows]
             degraded = None
             if len(rows) < request.k:
                 allowed = self._index.unfiltered if filters[number] is None else filters[number]
@@ -660,6 +661,8 @@ class Rankloom:
     def _refresh(self) -> None:
         """Rebuilds what depends on the catalogue."""
         ids = self.semantic_ids
+        # built when somebody asks
+        self._reasons: Reasons | None = None
         content = self.tokenizer.model_content(self.config.model.content)
         self.model.items.replace_catalogue(
             torch.from_numpy(ids.codes.astype(np.int64)),
@@ -763,25 +766,15 @@ class Rankloom:
             self._features = torch.from_numpy(np.vstack([known, np.zeros_like(known[:1])]))
         return self._features
 
-    def _reasons(self, rows: list[int], seen: list[int], request: Request) -> list[list[str]]:
-        """Sentences with evidence: the past item nearest in content, the shared prefix, the query, the stranger."""
+    def _reasons_for(self, rows: list[int], seen: list[int], request: Request) -> list[list[str]]:
+        if self._reasons is None:
+            ids = self.semantic_ids
+            self._reasons = Reasons(
+                self.items, self.tokenizer.aligned, self.tokenizer.content, ids.codes, ids.prior, self.memory
+            )
         if request.query:
-            return [[f"answers the search {request.query!r}"] for _ in rows]
-        if not seen or not rows:
-            return [["no history yet: what people in general take first"] for _ in rows]
-        vectors = self.tokenizer.aligned
-        close = vectors[rows] @ vectors[seen].T
-        out = []
-        for place, row in enumerate(rows):
-            best = int(close[place].argmax())
-            evidence = seen[best]
-            same = self.semantic_ids.codes[row] == self.semantic_ids.codes[evidence]
-            shared = int(np.argmin(same)) if not same.all() else len(same)
-            text = f"near {self._titles[evidence]!r} in the history"
-            if shared:
-                text += f" (same first {shared} of {len(same)} codes)"
-            out.append([text])
-        return out
+            return self._reasons.of_search(rows, request.query, self.tokenizer.embed_texts([request.query])[0])
+        return self._reasons.of_history(rows, seen)
 
 
 def empty_histories() -> pl.DataFrame:
