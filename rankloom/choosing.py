@@ -133,9 +133,20 @@ def _label(weights: Weights) -> str:
 
 def describe_weights(weights: Weights) -> str:
     """One sentence on how generator, memory and selection are joined."""
-    return (
-        f"weight {weights.mix:g} of the generator beside the selection head; share of the behaviour memory "
-        f"{weights.memory:g} in the generator's codes, {weights.selection_memory:g} in the selection; strength "
-        f"{weights.lift:g} of the lift to what is shown now, {weights.now:g} of it again beside the scores"
-        + ("; refined" if weights.refine else "")
-    )
+    if weights.mix >= 1:
+        order = "the generator orders the list"
+    elif weights.mix <= 0:
+        order = "the selection head orders what is generated"
+    else:
+        order = f"the list is ordered {weights.mix:.0%} by the generator and {1 - weights.mix:.0%} by the selection head"
+    parts = [order]
+    if weights.memory or weights.selection_memory:
+        share = f"the behaviour memory is {weights.memory:.0%} of the generator"
+        parts.append(share + (f" and {weights.selection_memory:.0%} of the selection" if weights.mix < 1 else ""))
+    else:
+        parts.append("no behaviour memory")
+    if weights.lift or weights.now:
+        parts.append(f"shifted to what is taken now (strength {weights.lift:g} in the generator, {weights.now:g} in the order)")
+    if weights.refine:
+        parts.append("a refiner has the last word")
+    return "; ".join(parts)

@@ -43,14 +43,23 @@ REFINER: Final = "refiner.safetensors"
 LOG: Final = "training_log.jsonl"
 CARD: Final = "README.md"
 MANIFEST: Final = "manifest.json"
+_TIMES: Final = ("seconds", "training_seconds", "targets_per_second")
 REQUIRED: Final = (CONFIG, WEIGHTS, SEMANTIC_IDS, ITEMS, MANIFEST)
 
 
 def write_manifest(folder: Path, *, parents: dict[str, str]) -> str:
-    """Hashes every file of `folder` into `manifest.json`; returns the model version (a short hash over all of them)."""
+    """Hashes every file of `folder` into `manifest.json`; returns the model version.
+
+    The version is a short hash over all that the model is: how long its training took and the log of it are left out, so
+    two trainings with one seed have one version.
+    """
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.name not in (MANIFEST, CARD))
     hashes = {file.name: sha256_file(file) for file in files}
-    version = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]
+    lasting = {name: value for name, value in hashes.items() if name != LOG}
+    if CONFIG in lasting:
+        told = json.dumps(_timeless(read_json(folder / CONFIG)), sort_keys=True)
+        lasting[CONFIG] = hashlib.sha256(told.encode()).hexdigest()
+    version = hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:12]
     manifest = {
         "format": "rankloom-model",
         "schema_version": SCHEMA_VERSION,
@@ -60,6 +69,12 @@ def write_manifest(folder: Path, *, parents: dict[str, str]) -> str:
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return version
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _timeless(own) for name, own in value.items() if name not in _TIMES}
+    return value
 
 
 def check(folder: str | Path) -> dict[str, Any]:

@@ -48,6 +48,8 @@ from rankloom.training.processor import keep_freed_memory
 from rankloom.training.validation import Validation
 
 _REPEAT_SHARE = 0.05
+FEW_CASES = 50
+"""Validation cases below which a training is warned about."""
 
 
 def train(
@@ -190,6 +192,11 @@ def _train(
     say(
         f"training on {batches.n_targets:,} interactions of {sequences.n_users:,} people, {sum(p.numel() for p in model.parameters()):,} parameters"
     )
+    if len(validation) < FEW_CASES:
+        say(
+            f"warning: only {len(validation)} validation cases; when to stop and how to join the parts can't be chosen well from so "
+            "few (import more people, or raise data.valid_share)"
+        )
     position = trainer.fit(resume=resume)
     if not position.finished:
         return None

@@ -76,10 +76,11 @@ class Reasons:
             others = [own for own in latest if own != row]
             if row in latest:
                 found.append("taken before")
-            if told[place] is not None:
-                found.append(f"people take it after {self.titles[told[place]]!r}")
+            spoke = told[place]
+            if spoke is not None:
+                found.append(f"people take it after {self.titles[spoke]!r}")
             evidence = near[place]
-            if evidence is not None and evidence != told[place]:
+            if evidence is not None and evidence != spoke:
                 shared = self._shared_codes(row, evidence)
                 if shared or standard[place] >= NEAR:
                     codes = f" (same first {shared} of {self.codes_IL.shape[1]} codes)" if shared else ""

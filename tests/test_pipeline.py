@@ -7,8 +7,10 @@ import polars as pl
 import pytest
 
 from rankloom import model_folder
+from rankloom.choosing import describe_weights
 from rankloom.config import Config
 from rankloom.data.shop import Shop, write_shop
+from rankloom.decoding.select import Weights
 from rankloom.errors import RankloomError
 from rankloom.files import sha256_file
 from rankloom.pipeline import train
@@ -33,6 +35,9 @@ def test_a_killed_run_resumes_to_the_same_bits(
 def test_one_seed_gives_one_model(bazaar: Shop, tiny_config: Config, tmp_path: Path, model_path: Path) -> None:
     train(bazaar.path, tmp_path / "again", tiny_config, quiet=True)
     assert sha256_file(tmp_path / "again" / model_folder.WEIGHTS) == sha256_file(model_path / model_folder.WEIGHTS)
+    # however long it took
+    versions = {model_folder.check(folder)["model_version"] for folder in (tmp_path / "again", model_path)}
+    assert len(versions) == 1
 
 
 def test_the_model_folder_says_what_it_is(model_path: Path) -> None:
@@ -87,3 +92,23 @@ def test_a_shop_that_is_too_small_is_refused(tmp_path: Path, tiny_config: Config
     write_shop(tmp_path / "shop", items=bazaar.items(), events=events)
     with pytest.raises(RankloomError):
         train(tmp_path / "shop", tmp_path / "m", tiny_config, quiet=True)
+
+
+def test_the_weights_are_told_in_words() -> None:
+    assert describe_weights(Weights(mix=1.0)) == "the generator orders the list; no behaviour memory"
+    assert describe_weights(Weights(mix=0.0, memory=0.15, selection_memory=0.6, refine=1.0)) == (
+        "the selection head orders what is generated; the behaviour memory is 15% of the generator and 60% of the selection; "
+        "a refiner has the last word"
+    )
+    told = describe_weights(Weights(mix=0.3, lift=0.75, now=0.15))
+    assert told.startswith("the list is ordered 30% by the generator and 70% by the selection head")
+    assert told.endswith("strength 0.75 in the generator, 0.15 in the order)")
+
+
+def test_few_validation_cases_are_warned_about(bazaar: Shop, tiny_config: Config, tmp_path: Path) -> None:
+    events = pl.read_parquet(bazaar.path / "events.parquet")
+    people = events["user_id"].unique().sort().head(8)
+    small = write_shop(tmp_path / "few", items=bazaar.items(), events=events.filter(pl.col("user_id").is_in(people.implode())))
+    told: list[str] = []
+    train(small.path, tmp_path / "model", tiny_config, say=told.append, quiet=True)
+    assert any(line.startswith("warning: only") for line in told)
