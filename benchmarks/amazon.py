@@ -9,8 +9,9 @@ masked and allowed. Nothing is chosen on test. The public sequences carry no dat
 the files' own for every system alike.
 
 Systems: `rankloom` (generate, then select), `rankloom-generator`, both also without the behaviour memory and with other
-beams; `memory` (the behaviour memory alone), `markov`, `item-knn`, `popularity`, `sasrec` with and without text, and the
-cascade of recall and ranking that a generator replaces. Every finished cell is kept in runs/benchmarks/amazon; model
+beams; `memory` (the behaviour memory alone), `markov`, `item-knn`, `popularity`, `sasrec` with and without text,
+`tiger` (an encoder-decoder on our semantic IDs, as long as validation improves or 30 passes), and the cascade of recall and
+ranking that a generator replaces. Every finished cell is kept in runs/benchmarks/amazon; model
 folders lie in runs/amazon.
 """
 
@@ -39,6 +40,7 @@ from rankloom.evaluation.floors import BehaviourMemoryAlone, ItemKNN, Markov, Po
 from rankloom.evaluation.metrics import Bootstrap, gains, target_rank
 from rankloom.evaluation.rankloom_system import RankloomSystem
 from rankloom.evaluation.sasrec import SASRec
+from rankloom.evaluation.tiger import Tiger
 from rankloom.recommender import Rankloom
 
 NAMED = {"beauty": "amazon2014_beauty", "toys": "amazon2014_toys", "scientific": "amazon2018_scientific"}
@@ -70,7 +72,7 @@ def main() -> int:
     seeds.nargs, seeds.type, seeds.help, seeds.metavar = None, lambda n: list(range(int(n))), "how many seeds", "N"
     parser.add_argument("--dataset", required=True, help="beauty, toys, scientific, or a folder")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "amazon", help="where shops and models lie")
-    parser.add_argument("--no-slow", action="store_true", help="leave out SASRec and the cascade")
+    parser.add_argument("--no-slow", action="store_true", help="leave out SASRec, TIGER and the cascade")
     parser.add_argument("--beams", action="store_true", help=f"also beams {', '.join(map(str, BEAMS))} (first seed)")
     parser.add_argument("--max-users", type=int, help="rank a random sample of so many people")
     bench = Benchmark.from_args("amazon", parser=parser, sources=SOURCES)
@@ -90,7 +92,7 @@ def main() -> int:
                 [f"rankloom-beam-{b}" for b in BEAMS] if args.beams else []
             )
         if not args.no_slow and not bench.quick:
-            systems += ["sasrec-text"] + (["sasrec", "cascade"] if number == 0 else [])
+            systems += ["sasrec-text"] + (["sasrec", "cascade", "tiger"] if number == 0 else [])
         for system in systems:
             found = bench.cell(
                 {**key, "system": system, "users": users},
@@ -176,6 +178,7 @@ def rank(system: str, home: Path, seed: int, users: int | None) -> dict[str, Any
             "sasrec": partial(SASRec, use_text=False),
             "sasrec-text": partial(SASRec, use_text=True),
             "cascade": Cascade,
+            "tiger": partial(Tiger, model.tokenizer.semantic_ids),
         }[system]()
     began = time.perf_counter()
     content = model.tokenizer.content
