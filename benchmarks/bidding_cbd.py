@@ -7,7 +7,7 @@ Trains planners on the training periods of the recorded log and scores them in e
 * **Plan validity**: share of plans, made at several ticks of recorded days, whose remaining budget never rises (by more than 1% of the budget a tick);
   beside it of those that also stay within the budget and whose clock runs, and with a strict tolerance; completer against plain diffuser.
 * **Aligner step** lambda: Score and distance of R(plan) from y.
-* **Property control**: early spend and roughness asked low, as they come, and high; what the played days then have.
+* **Property control**: early spend and roughness asked low, as they come, and high; what the played days then have, and what it costs.
 * **Latency** of one decision for 64 campaigns on one thread: full chain, few steps, student; GAVE beside them.
 
     python benchmarks/bidding_cbd.py [--json FILE] [--seeds 0 1 2] [--quick]
@@ -31,6 +31,7 @@ from rankloom.bidding.day import DayResult, play_day
 from rankloom.bidding.learned.base import LearnedController
 from rankloom.bidding.learned.cbd import (
     PLAN,
+    PROPERTIES,
     CbdConfig,
     CbdController,
     distil,
@@ -42,12 +43,12 @@ from rankloom.bidding.protocol import N_TICKS, Controller, Decision, Observation
 from rankloom.bidding.replay import ReplayMarket
 from rankloom.bidding.responses import CurveMarket
 from rankloom.bidding.score import paired_bootstrap
-from rankloom.bidding.training import choose_level, held_out_results, learn
+from rankloom.bidding.training import choose_level, held_out_results, learn, shaped_days
 from rankloom.bidding.trajectories import from_result
 
 LAMBDAS = (0.0, 0.1, 1.0, 10.0, 100.0)
-PROPERTY_STEP = 10.0
-"""lambda where properties are asked for: plans here are z-scored, and the largest step that still brings R(plan) nearer is of this order."""
+WISH = 1.5
+"""How much of a property is asked for, in standard deviations over the days whose spending was shaped on purpose."""
 PLAN_TICKS = (0, 8, 16, 24, 32, 40)
 TOLERANCE = 0.01
 """A rise of the remaining budget that does not count, as a share of the budget."""
@@ -89,10 +90,10 @@ def validity(planner: CbdController, steps: int) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def properties_of(results: list[DayResult]) -> dict[str, float]:
-    rows = [trajectory_properties(from_result(each, period=0), torch.zeros(each.campaigns.n)) for each in results]
-    mean = torch.cat(rows).mean(dim=0)
-    return {"early_spend": float(mean[1]), "roughness": float(mean[2])}
+def properties_of(results: list[DayResult]) -> dict[str, list[float]]:
+    """Per (day, seat)."""
+    rows_NC = torch.cat([trajectory_properties(from_result(each, period=0), torch.zeros(each.campaigns.n)) for each in results])
+    return {name: rows_NC[:, place].tolist() for place, name in enumerate(PROPERTIES) if name != "return"}
 
 
 def milliseconds(planner: Controller, shop: Bench, ticks: tuple[int, ...] = (0, 12, 24, 36, 46)) -> float:
@@ -135,13 +136,12 @@ def main() -> int:
 
         def train() -> dict[str, Any]:
             experience = shop.experience(seed=seed)
+            days = shaped_days(experience, effort=shop.effort, seed=seed)
             if name == "student":
-                made, _log = distil(trained("cbd", seed), experience.data, experience.trajectories, config=shop.effort.distillation, seed=seed)
+                made, _log = distil(trained("cbd", seed), days, config=shop.effort.distillation, seed=seed)
             else:
                 cbd = base if name == "cbd" else replace(base, completer=False, aligner="none")
-                made, _log = train_cbd(
-                    experience.data, experience.trajectories, cbd=cbd, config=shop.effort.learner, seed=seed
-                )
+                made, _log = train_cbd(days, cbd=cbd, config=shop.effort.learner, seed=seed)
                 if experience.market is not None and len(experience.market.held_out_M):
                     choose_level(made, experience.market, levels=shop.effort.levels)
             shop.keep(f"{name}-{seed}", made)
@@ -230,19 +230,26 @@ def main() -> int:
         for metric, value in found.items():
             bench.row(system="CBD", variant=f"lambda {step:g}", metric=metric, value=value)
 
-    def shaped(name: str, wish: float | None) -> dict[str, float]:
+    def shaped(name: str, wish: float | None) -> dict[str, list[float]]:
         planner = trained("student", first)
-        planner.cbd = replace(planner.cbd, align_step=PROPERTY_STEP)
         if wish is not None:
-            place = {"early_spend": 1, "roughness": 2}[name]
+            place = PROPERTIES.index(name)
             planner.ask = {name: float(planner.property_mean[place] + wish * planner.property_std[place])}
-        return properties_of(played(planner))
+        results = played(planner)
+        return properties_of(results) | {"score": measured(results)["score"]}
 
     for name in ("early_spend", "roughness"):
-        got = [bench.cell({"ask": name, "wish": wish, "lambda": PROPERTY_STEP}, lambda n=name, w=wish: shaped(n, w))[name] for wish in (-1.5, None, 1.5)]
-        for wish, value in zip(("low", "nothing", "high"), got, strict=True):
-            bench.row(system="CBD", variant=f"asked: {wish}", metric=name, value=value)
-        bench.check(f"{name}: rises from asked low to asked high by", got[2] - got[0], at_least=0.02)
+        got = {
+            label: bench.cell({"ask": name, "wish": wish}, lambda n=name, w=wish: shaped(n, w))
+            for label, wish in (("low", -WISH), ("nothing", None), ("high", WISH))
+        }
+        for label, found in got.items():
+            for metric in (name, "score"):
+                bench.row(system="CBD", variant=f"{name} asked: {label}", metric=metric, value=float(np.mean(found[metric])), n=len(found[metric]))
+        for below, above in (("low", "nothing"), ("nothing", "high")):
+            mean, low, high = paired_bootstrap(np.array(got[above][name]), np.array(got[below][name]))
+            bench.row(system="CBD", variant=f"{name} asked: {above} less {below}", metric=name, value=mean, low=low, high=high, n=96)
+            bench.check(f"{name} asked {above} against {below}: low end of the paired interval", low, at_least=0.0)
 
     def latency() -> dict[str, float]:
         teacher, student = trained("cbd", first), trained("student", first)

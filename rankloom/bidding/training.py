@@ -29,7 +29,15 @@ from rankloom.bidding.controllers import MPC
 from rankloom.bidding.curves import MarketPrior
 from rankloom.bidding.day import DayResult, play_day
 from rankloom.bidding.learned.base import TrainingSet, prepare
-from rankloom.bidding.learned.cbd import CbdConfig, CbdController, distil, train_cbd
+from rankloom.bidding.learned.cbd import (
+    CbdConfig,
+    CbdController,
+    PlannedDays,
+    distil,
+    join,
+    train_cbd,
+    trajectory_properties,
+)
 from rankloom.bidding.learned.decision_transformer import SequenceController, train_dt
 from rankloom.bidding.learned.fitting import Checkpointing, FitConfig
 from rankloom.bidding.learned.gas import train_gas
@@ -65,6 +73,9 @@ HOLD_OUT: Final = 5
 FIDELITY: Final = 0.7
 SAMPLE_FRACTION: Final = 0.06
 EXPERT_MEMBERS, EXPERT_TRUST = 2, 0.7
+SHAPE_LIMIT: Final = 0.6
+"""Of what `Shaped` does to a log multiplier."""
+SHAPED_SEED: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,7 @@ class Effort:
     Attributes:
         options: of the sequence models: width, layers, heads, window. widths: of CBD's U-Net.
         levels: of the return target, among which the held-out periods choose.
+        shaped: passes over all seat-days with spending shaped on purpose (CBD alone learns from them).
     """
 
     expert: FitConfig | None = None
@@ -114,6 +126,7 @@ class Effort:
     options: dict[str, Any] = field(default_factory=dict)
     widths: tuple[int, ...] | None = None
     levels: tuple[float, ...] = (0.5, 0.8)
+    shaped: int = 1
 
     @classmethod
     def quick(cls, steps: int = 8) -> Effort:
@@ -285,6 +298,70 @@ def populate(
     return Experience(trajectories, data, plain, market, expert)
 
 
+class Shaped:
+    """A controller whose spending is shaped on purpose, each campaign's day in its own way.
+
+    Half of the campaigns spend early or late: multipliers times exp(tilt) in the first tick, exp(-tilt) in the last, a straight line in logs between
+    them. The others spend more or less evenly: lower multipliers the more the last four ticks spent above an even share of what is left. (Bidding
+    less where a tick offers more does not smooth spending, nor does looking at the last tick alone, which overshoots.)
+    """
+
+    def __init__(self, inner: Controller, *, tilt_sd: float = 0.35, evenness: tuple[float, float] = (-0.1, 0.25)) -> None:
+        self.name = f"{inner.name}, shaped"
+        self.inner = inner
+        self.tilt_sd, self.evenness = tilt_sd, evenness
+        self._tilt_N = self._even_N = np.zeros(0)
+
+    def start(self, campaigns: Campaigns, seed: int) -> None:
+        rng = np.random.default_rng((seed, 41))
+        tilted_N = rng.random(campaigns.n) < 0.5
+        self._tilt_N = np.where(tilted_N, self.tilt_sd * rng.standard_normal(campaigns.n), 0.0)
+        self._even_N = np.where(tilted_N, 0.0, rng.uniform(*self.evenness, campaigns.n))
+        self.inner.start(campaigns, seed)
+
+    def decide(self, observation: Observation) -> Decision:
+        decision = self.inner.decide(observation)
+        shape_N = self._tilt_N * (1 - 2 * observation.tick / (N_TICKS - 1))
+        if observation.tick:
+            share_N = np.maximum(observation.remaining_N, 1e-9) / (N_TICKS - observation.tick)
+            spent_N = observation.history.spend_NT[:, -4:].mean(axis=1)
+            shape_N = shape_N - self._even_N * np.clip(np.log((spent_N + 0.1 * share_N) / (1.1 * share_N)), -1.5, 1.5)
+        return replace(decision, multiplier_N=decision.multiplier_N * np.exp(np.clip(shape_N, -SHAPE_LIMIT, SHAPE_LIMIT)))
+
+
+def shaped_days(experience: Experience, *, effort: Effort | None = None, seed: int = 0) -> PlannedDays:
+    """The experience's days, and days of its expert whose spending was shaped on purpose, for a planner that can be asked for that.
+
+    Left to themselves good bidders spend alike. What is early, late or uneven in their days is the traffic, and a planner that learns from them
+    answers a wish for early spending with a forecast of early traffic. So the shape of a shaped day is told as the difference to its twin: the
+    same campaign's day with the same budget, noise and conversions, not shaped. Where only a log is known there are no such days.
+    """
+    market, expert, data = experience.market, experience.expert, experience.data
+    effort = effort or Effort()
+    if market is None or expert is None or effort.shaped == 0:
+        return PlannedDays.of(data, experience.trajectories)
+    config = replace(effort.population or PopulationConfig(), expert=effort.shaped, hindsight=0, wander=0)
+
+    def play(controller: Controller) -> Trajectories:
+        return build_population(market.curves, market.training_M, controller, config=config, seed=seed + SHAPED_SEED)
+
+    watched = _Watched(expert)
+    days, twins = play(Shaped(watched)), play(expert)
+    looked = watched.looked()
+    whole = looked is not None and len(looked) == days.n
+    shaped = prepare(
+        days, gamma=data.gamma, normaliser=data.normaliser, outlook=data.outlook, looked_NTO=looked if whole else None
+    )
+    shape_NC = trajectory_properties(days, shaped.return_NT[:, 0]) - trajectory_properties(twins, torch.zeros(days.n))
+    usual_NC = torch.zeros(data.n, shape_NC.shape[1])
+    usual_NC[:, 0] = data.return_NT[:, 0]
+    return PlannedDays(
+        join((data, shaped)),
+        torch.cat([usual_NC, shape_NC]),
+        torch.cat([torch.zeros(data.n, dtype=torch.bool), torch.ones(days.n, dtype=torch.bool)]),
+    )
+
+
 def held_out_results(controller: Controller, market: Market, *, budget_ratio: float = 1.0, seed: int = 0) -> DayResult:
     """The controller in all held-out seat-days at once, on the curves."""
     return play_day(CurveMarket(market.curves, market.held_out_M, budget_ratio_M=budget_ratio), controller, seed=seed)
@@ -352,8 +429,9 @@ def learn(
     elif controller == "cbd":
         cbd = cbd or CbdConfig()
         cbd = cbd if effort.widths is None else replace(cbd, widths=effort.widths)
-        teacher, log = train_cbd(data, experience.trajectories, cbd=cbd, config=config, **common)
-        learned, _distance = distil(teacher, data, experience.trajectories, config=effort.distillation, **common)
+        days = shaped_days(experience, effort=effort, seed=seed)
+        teacher, log = train_cbd(days, cbd=cbd, config=config, **common)
+        learned, _distance = distil(teacher, days, config=effort.distillation, **common)
         learned.name = "cbd"
     elif controller in METHODS:
         learned, log = train_policy(data, method=cast(Method, controller), config=config, **common)

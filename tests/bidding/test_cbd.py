@@ -20,11 +20,13 @@ from rankloom.bidding.learned.cbd import (
     TIME,
     CbdConfig,
     CbdController,
+    PlannedDays,
     answer_loss,
     cosine_signal,
     distil,
     impose,
     inverse_loss,
+    join,
     persistence,
     plan_validity,
     query_mask,
@@ -53,7 +55,7 @@ def data(log: Trajectories) -> TrainingSet:
 
 @pytest.fixture(scope="module")
 def model(log: Trajectories, data: TrainingSet) -> CbdController:
-    return train_cbd(data, log, cbd=SMALL, config=FEW, quiet=True)[0]
+    return train_cbd(PlannedDays.of(data, log), cbd=SMALL, config=FEW, quiet=True)[0]
 
 
 def plans_of(data: TrainingSet, n: int = 4) -> Tensor:
@@ -117,7 +119,7 @@ def test_the_network_sees_the_clean_prefix_and_a_noised_answer(model: CbdControl
 
 
 def test_a_plain_diffuser_sees_noise_everywhere_and_answers_for_all_of_it(log: Trajectories, data: TrainingSet) -> None:
-    plain = train_cbd(data, log, cbd=replace(SMALL, completer=False), config=FEW, quiet=True)[0]
+    plain = train_cbd(PlannedDays.of(data, log), cbd=replace(SMALL, completer=False), config=FEW, quiet=True)[0]
     seen: list[Tensor] = []
     handle = plain.unet.register_forward_pre_hook(lambda _m, args: seen.append(args[1]))
     plain.completer_loss(plans_of(data), torch.zeros(4, plain.unet.condition_mlp[0].in_features), torch.Generator())
@@ -253,7 +255,7 @@ def test_real_days_are_valid_plans(model: CbdController, data: TrainingSet) -> N
 
 
 def test_one_seed_is_one_planner(log: Trajectories, data: TrainingSet, model: CbdController) -> None:
-    again = train_cbd(data, log, cbd=SMALL, config=FEW, quiet=True)[0]
+    again = train_cbd(PlannedDays.of(data, log), cbd=SMALL, config=FEW, quiet=True)[0]
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
 
@@ -261,7 +263,7 @@ def test_a_student_learns_the_mean_plan_in_one_pass_and_keeps_the_rest(
     model: CbdController, data: TrainingSet, log: Trajectories
 ) -> None:
     config = FitConfig(steps=25, batch=8, warmup=2, learning_rate=3e-3, average=0.0)
-    student, losses = distil(model, data, log, config=config, quiet=True)
+    student, losses = distil(model, PlannedDays.of(data, log), config=config, quiet=True)
     assert losses[-1]["distance"] < losses[0]["distance"]
     for part in ("return_model", "inverse", "target"):
         mine, theirs = getattr(student, part).state_dict(), getattr(model, part).state_dict()
@@ -285,6 +287,34 @@ def test_conditions_are_dropped_one_by_one(model: CbdController, data: TrainingS
     condition = model.draw_condition(properties, model.static(data.x_NTD[:4]).repeat(500, 1), g)
     assert condition[:, 3:6].mean(dim=0).tolist() == pytest.approx([0.8, 0.4, 0.4], abs=0.05)
     assert (condition[:, :3][condition[:, 3:6] == 0] == 0).all()
+
+
+def test_a_shaped_day_is_always_shown_with_its_shape_and_asks_nothing_of_the_return_target(
+    model: CbdController, data: TrainingSet, log: Trajectories
+) -> None:
+    days = PlannedDays.of(data, log)
+    g = torch.Generator().manual_seed(0)
+    shaped_B = torch.arange(2000) % 2 == 0
+    drawn = model.draw_condition(days.properties_NC[:1].repeat(2000, 1), model.static(data.x_NTD[:1]).repeat(2000, 1), g, shaped_B)
+    assert (drawn[shaped_B, 4:6] == 1).all()
+    assert drawn[~shaped_B, 4:6].mean().item() == pytest.approx(0.4, abs=0.05)
+    assert drawn[shaped_B, 3].mean().item() == pytest.approx(0.8, abs=0.05)
+    # however much the shaped days earned, what is thought attainable stays
+    half = torch.arange(data.n) % 2 == 0
+    richer = replace(data, return_NT=torch.where(half[:, None], data.return_NT + 5.0, data.return_NT))
+    with_shaped = train_cbd(replace(days, data=richer, shaped_N=half), cbd=SMALL, config=FEW, quiet=True)[0]
+    without = train_cbd(replace(days, shaped_N=half), cbd=SMALL, config=FEW, quiet=True)[0]
+    mine, theirs = with_shaped.target.state_dict(), without.target.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_joined_sets_are_the_sets_one_after_the_other(data: TrainingSet) -> None:
+    both = join((data, data))
+    assert both.n == 2 * data.n
+    assert torch.equal(both.x_NTD[data.n :], data.x_NTD)
+    assert torch.equal(both.alive_NT[: data.n], data.alive_NT)
+    assert both.normaliser is data.normaliser
+    assert both.gamma == data.gamma
 
 
 def test_a_day_is_played_with_plans_and_the_same_seed_plays_it_again(model: CbdController) -> None:

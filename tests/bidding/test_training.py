@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from rankloom.bidding.bidders import BIDDER, WEIGHTS, load_bidder, save_bidder
-from rankloom.bidding.controllers import controller
+from rankloom.bidding.controllers import MPC, controller
 from rankloom.bidding.day import DayResult, play_day
 from rankloom.bidding.learned.base import LearnedController, prepare
-from rankloom.bidding.protocol import SavedController
+from rankloom.bidding.learned.cbd import trajectory_properties
+from rankloom.bidding.population import PopulationConfig
+from rankloom.bidding.protocol import Campaigns, SavedController
 from rankloom.bidding.replay import ReplayMarket
 from rankloom.bidding.selector import Selector
 from rankloom.bidding.training import (
@@ -21,13 +25,15 @@ from rankloom.bidding.training import (
     WITH_OUTLOOK,
     Effort,
     Experience,
+    Shaped,
     gather_experience,
     held_out,
     held_out_results,
     learn,
+    shaped_days,
     train_bidder,
 )
-from rankloom.bidding.trajectories import write_trajectories
+from rankloom.bidding.trajectories import from_result, write_trajectories
 from rankloom.cli import app
 from rankloom.errors import RankloomError
 from tests.bidding.small_log import small_day, small_log
@@ -79,6 +85,56 @@ def test_what_the_expert_saw_is_what_would_be_seen_again(experience: Experience)
     same = (anew.x_NTD - experience.data.x_NTD).abs().amax(dim=-1) < 1e-3
     assert same[alive].float().mean() > 0.99
     assert ((anew.anchor_NT - experience.data.anchor_NT).abs() < 1e-4)[alive].float().mean() > 0.99
+
+
+def test_shaped_days_are_told_by_how_much_they_differ_from_their_twins(experience: Experience) -> None:
+    days = shaped_days(experience, effort=Effort(shaped=2, population=PopulationConfig(expert=1)), seed=0)
+    usual, shape = days.properties_NC[~days.shaped_N], days.properties_NC[days.shaped_N]
+    assert len(usual) == experience.data.n
+    assert len(shape) == 2 * experience.market.training_M.size
+    assert days.data.n == len(days.properties_NC)
+    assert (usual[:, 1:] == 0).all()
+    assert torch.equal(usual[:, 0], experience.data.return_NT[:, 0])
+    assert shape[:, 1].std() > 0.03
+    assert shape[:, 2].std() > 0.03
+    assert shape[:, 1].min() < 0 < shape[:, 1].max()
+    # a shape of nothing is the twin itself
+    assert (days.scale()[0][1:] == 0).all()
+    assert days.scale()[1][1].item() == pytest.approx(shape[:, 1].std().item())
+
+
+def test_a_tilt_moves_spending_forward_and_evenness_smooths_it(experience: Experience) -> None:
+    assert experience.market is not None
+
+    class Told(Shaped):
+        def __init__(self, tilt: float, even: float) -> None:
+            super().__init__(MPC())
+            self.told = tilt, even
+
+        def start(self, campaigns: Campaigns, seed: int) -> None:
+            super().start(campaigns, seed)
+            self._tilt_N, self._even_N = (np.full(campaigns.n, each) for each in self.told)
+
+    def properties(tilt: float, even: float) -> torch.Tensor:
+        result = held_out_results(Told(tilt, even), experience.market)  # type: ignore[arg-type]
+        return trajectory_properties(from_result(result, period=0), torch.zeros(result.campaigns.n)).mean(dim=0)
+
+    plain, early, late, even = properties(0, 0), properties(0.35, 0), properties(-0.35, 0), properties(0, 0.15)
+    alone = held_out_results(MPC(), experience.market)
+    assert torch.equal(plain, trajectory_properties(from_result(alone, period=0), torch.zeros(alone.campaigns.n)).mean(dim=0))
+    assert late[1] + 0.02 < plain[1] < early[1] - 0.02
+    assert even[2] < plain[2]
+
+
+def test_where_only_a_log_is_known_no_day_is_shaped(experience: Experience) -> None:
+    alone = replace(experience, market=None, expert=None)
+    days = shaped_days(alone)
+    assert not days.shaped_N.any()
+    assert days.data is experience.data
+    # by itself a campaign spends as it does on the mean of its days
+    seat_N = torch.from_numpy(experience.trajectories.seat_N)
+    for seat in seat_N.unique():
+        assert days.properties_NC[seat_N == seat, 1:].mean(dim=0).abs().max() < 1e-5
 
 
 def test_the_planner_of_an_objective_is_that_objectives(log_path: Path) -> None:

@@ -7,7 +7,9 @@ plan's next state.
   states, t+1..T-1 noised ones; the loss counts the answer t+1..T-1 alone. Sampling starts from noise and writes the observed states into
   their places before EVERY denoising step. `completer=False` is a plain decision diffuser (DiffBid): everything noised, loss everywhere.
 * **Condition** y: trajectory properties (return, share spent in the first half, roughness of spend), each z-scored and each present or not
-  (dropped independently in training), beside what the campaign is. Guidance weight 1: the conditional model alone.
+  (dropped independently in training), beside what the campaign is. Guidance weight 1: the conditional model alone. The shape of spending is told
+  as the difference to what the campaign spends by itself, and learned from days that were shaped on purpose (`PlannedDays`): the raw share differs
+  three times as much between campaigns and their traffic as by anything a bidder does.
 * **Aligner**: a return model R(x_0) regresses y; after the last denoising step one gradient move on the answer only,
   s~' = s~ - lambda grad ||R(x~_0) - y||^2, up or down to what was asked. `aligner="sample"` is GS-Align: of 10 plans the best aligned.
 * **Inverse dynamics**: a_t = f(s_{t-2}, s_{t-1}, s_t, s~_{t+1}), history L = 3.
@@ -26,7 +28,8 @@ Shapes: B days, T ticks, P plan columns, C condition columns.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -75,7 +78,7 @@ class CbdConfig:
     level: expectile of the attainable return that is asked for. near_weight: see `answer_loss`. own_weight, pace_weight: see `CbdController.weighted`.
     """
 
-    widths: tuple[int, ...] = (32, 64, 128)
+    widths: tuple[int, ...] = (24, 48, 96)
     diffusion_steps: int = 100
     sampling_steps: int = 1
     predict: Literal["x0", "epsilon"] = "x0"
@@ -173,8 +176,8 @@ class CbdController(LearnedController):
 
     Args:
         property_mean, property_std: of the training days, for the z-scores of y.
-        ask: fixed wishes for properties in their own units, such as {"early_spend": 0.8}; the return is asked for per campaign and state unless
-            it stands here.
+        ask: fixed wishes: {"early_spend": 0.1} is a tenth of the spend more in the first half of the day than it would be by itself, {"roughness": -0.2}
+            a smoother day; the return is asked for per campaign and state unless it stands here.
     """
 
     kind = "cbd"
@@ -234,10 +237,18 @@ class CbdController(LearnedController):
         scored = (wish_BC - self.property_mean) / self.property_std
         return torch.cat([scored * present_BC, present_BC, static_BC], dim=-1)
 
-    def draw_condition(self, properties_BC: Tensor, static_BC: Tensor, generator: torch.Generator) -> Tensor:
-        """Training's conditions: a day's own properties, each dropped independently; spending shape, a wish that few make, half as often shown."""
+    def draw_condition(
+        self, properties_BC: Tensor, static_BC: Tensor, generator: torch.Generator, shaped_B: Tensor | None = None
+    ) -> Tensor:
+        """Training's conditions: a day's own properties, each dropped independently; spending shape, a wish that few make, half as often shown.
+
+        Args:
+            shaped_B: bool, days whose shape is always shown (see `PlannedDays`).
+        """
         shown_C = (1 - self.cbd.condition_dropout) * torch.tensor([1.0] + [0.5] * (len(PROPERTIES) - 1))
         present_BC = (torch.rand(properties_BC.shape, generator=generator) < shown_C).float()
+        if shaped_B is not None:
+            present_BC[shaped_B, 1:] = 1.0
         return self.condition(properties_BC, present_BC, static_BC)
 
     # --- completer --------------------------------------------------------------------------------------------------
@@ -453,9 +464,50 @@ def plan_validity(raw_NTP: Tensor, first_tick: int, *, tolerance: float = 0.01) 
     return falls & inside & on_time
 
 
+@dataclass(frozen=True)
+class PlannedDays:
+    """What a planner learns from.
+
+    Attributes:
+        data: the days.
+        properties_NC: (N, 3) `PROPERTIES` of each: its return, and by how much its spending was earlier and rougher than the same
+            campaign spends by itself.
+        shaped_N: bool, days whose spending was shaped on purpose. Such a day is never shown without its shape, so what is planned when nobody
+            asks for one is as if they were not there; and it says nothing about what return is attainable.
+    """
+
+    data: TrainingSet
+    properties_NC: Tensor
+    shaped_N: Tensor
+
+    @classmethod
+    def of(cls, data: TrainingSet, trajectories: Trajectories) -> PlannedDays:
+        """Days none of which was shaped on purpose; what a campaign does by itself is then the mean of its days."""
+        properties_NC = trajectory_properties(trajectories, data.return_NT[:, 0])
+        _, place_N = np.unique(trajectories.seat_N, return_inverse=True)
+        place = torch.from_numpy(place_N.reshape(-1))
+        sums_SC = torch.zeros(int(place.max()) + 1, properties_NC.shape[1]).index_add(0, place, properties_NC)
+        usual_SC = sums_SC / torch.bincount(place)[:, None]
+        usual_SC[:, 0] = 0.0
+        return cls(data, properties_NC - usual_SC[place], torch.zeros(data.n, dtype=torch.bool))
+
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each property; of the shape over the days that were shaped, where there are any."""
+        counts_N = self.shaped_N if bool(self.shaped_N.any()) else torch.ones_like(self.shaped_N)
+        mean_C, std_C = self.properties_NC[~self.shaped_N].mean(dim=0), self.properties_NC[counts_N].std(dim=0)
+        std_C[0] = self.properties_NC[~self.shaped_N, 0].std()
+        return mean_C, std_C.clamp_min(1e-6)
+
+
+def join(parts: Sequence[TrainingSet]) -> TrainingSet:
+    """One training set of several that were prepared with the normalisers of the first."""
+    columns = [each.name for each in fields(TrainingSet) if isinstance(getattr(parts[0], each.name), Tensor)]
+    joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in columns}
+    return replace(parts[0], **joined)
+
+
 def train_cbd(
-    data: TrainingSet,
-    trajectories: Trajectories,
+    days: PlannedDays,
     *,
     cbd: CbdConfig | None = None,
     config: FitConfig | None = None,
@@ -464,17 +516,12 @@ def train_cbd(
     checkpointing: Checkpointing | None = None,
     quiet: bool = False,
 ) -> tuple[CbdController, list[dict[str, float]]]:
-    """Completer, return model, inverse dynamics and return target: four independent losses (section 2.4), trained in one loop.
-
-    Args:
-        trajectories: the ones `data` was prepared from (their spending shape is a property).
-    """
+    """Completer, return model, inverse dynamics and return target: four independent losses (section 2.4), trained in one loop."""
+    data, properties_NC = days.data, days.properties_NC
     cbd = cbd or CbdConfig()
     config = config or FitConfig(steps=600, batch=48, learning_rate=2e-3, average=0.99)
     torch.manual_seed(seed)
-    score_N = data.return_NT[:, 0]
-    properties_NC = trajectory_properties(trajectories, score_N)
-    mean_C, std_C = properties_NC.mean(dim=0), properties_NC.std(dim=0).clamp_min(1e-6)
+    mean_C, std_C = days.scale()
     model = CbdController(
         normaliser=data.normaliser,
         fallback_target=data.fallback_target,
@@ -491,11 +538,12 @@ def train_cbd(
         index = draw(data.n, config.batch, generator)
         x_BTD, plan_BTP, alive_BT = data.x_NTD[index], plan_NTP[index], data.alive_NT[index]
         static_BC = model.static(x_BTD)
-        condition_BC = model.draw_condition(properties_NC[index], static_BC, generator)
+        shaped_B = days.shaped_N[index]
+        condition_BC = model.draw_condition(properties_NC[index], static_BC, generator, shaped_B)
         completion = model.completer_loss(plan_BTP, condition_BC, generator)
         reading = (model.return_model(plan_BTP, static_BC) - scored_NC[index]).square().mean()
         acting = inverse_loss(model, plan_BTP, data.residual_NT[index], alive_BT, static_BC)
-        aim = model.target.loss(x_BTD, data.return_NT[index], alive_BT)
+        aim = model.target.loss(x_BTD, data.return_NT[index], alive_BT * ~shaped_B[:, None])
         figures = {"completion": completion, "reading": reading, "acting": acting, "aim": aim}
         return (
             completion + reading + 10.0 * acting + aim,
@@ -521,8 +569,7 @@ def inverse_loss(
 
 def distil(
     teacher: CbdController,
-    data: TrainingSet,
-    trajectories: Trajectories,
+    days: PlannedDays,
     *,
     config: FitConfig | None = None,
     seed: int = 0,
@@ -537,6 +584,7 @@ def distil(
     planner that samples anew every tick adds that noise to its multiplier every tick. Since the noise tells nothing, the student starts from its mean, 0.
     """
     config = config or FitConfig(steps=1500, batch=64, learning_rate=1.5e-3, average=0.99)
+    data, properties_NC = days.data, days.properties_NC
     torch.manual_seed(seed)
     student = CbdController(
         normaliser=teacher.normaliser,
@@ -550,13 +598,13 @@ def distil(
         part.requires_grad_(False)
     last = teacher.cbd.diffusion_steps - 1
     plan_NTP = data.x_NTD[..., student.columns]
-    properties_NC = trajectory_properties(trajectories, data.return_NT[:, 0])
 
     def step_loss(_step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = draw(data.n, config.batch, generator)
         observed = plan_NTP[index]
         known_BT = query_mask(torch.randint(N_TICKS - 1, (len(index),), generator=generator))
-        condition_BC = student.draw_condition(properties_NC[index], student.static(data.x_NTD[index]), generator)
+        static_BC = student.static(data.x_NTD[index])
+        condition_BC = student.draw_condition(properties_NC[index], static_BC, generator, days.shaped_N[index])
         start = student.cbd.noise * torch.randn(observed.shape, generator=generator)
         clean, _noise = student.denoise(impose(start, observed, known_BT), known_BT, last, condition_BC)
         loss = answer_loss(student.weighted(clean - observed), known_BT, student.cbd.near_weight)
@@ -567,6 +615,23 @@ def distil(
 
 
 __all__ = [
-    "CONTEXT", "INPUT_WIDTH", "PLAN", "PROPERTIES", "CbdConfig", "CbdController", "ReturnModel", "answer_loss", "cosine_signal",
-    "distil", "impose", "inverse_loss", "persistence", "plan_validity", "query_mask", "train_cbd", "trajectory_properties",
+    "CONTEXT",
+    "INPUT_WIDTH",
+    "PLAN",
+    "PROPERTIES",
+    "CbdConfig",
+    "CbdController",
+    "PlannedDays",
+    "ReturnModel",
+    "answer_loss",
+    "cosine_signal",
+    "distil",
+    "impose",
+    "inverse_loss",
+    "join",
+    "persistence",
+    "plan_validity",
+    "query_mask",
+    "train_cbd",
+    "trajectory_properties",
 ]  # fmt: skip
