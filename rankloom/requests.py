@@ -76,7 +76,7 @@ class Recommendation:
 
 
 def check_request(request: Request) -> None:
-    """Raises RankloomError for a k or beam below 1, an unknown surface, an unknown policy for seen items."""
+    """Raises RankloomError for a k or beam below 1, a query without words, an unknown surface or policy for seen items."""
     if not isinstance(request.k, int) or request.k < 1:
         raise RankloomError(f"k is {request.k!r}", place="k", action="ask for at least one item", code="k-range")
     if request.beam is not None and (not isinstance(request.beam, int) or request.beam < 1):
@@ -89,6 +89,10 @@ def check_request(request: Request) -> None:
             place="surface",
             action=f"choose one of {', '.join(schema.SURFACES)}",
             code="unknown-surface",
+        )
+    if request.query is not None and not request.query.strip():
+        raise RankloomError(
+            "a search needs a query", place="query", action="give the words to search for", code="query-missing"
         )
     if request.seen not in get_args(SeenPolicy):
         raise RankloomError(

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -26,10 +24,9 @@ from starlette.exceptions import HTTPException
 
 from rankloom import __version__
 from rankloom.data.filters import parse_filter
-from rankloom.data.schema import EVENT_KINDS
 from rankloom.errors import RankloomError
 from rankloom.recommender import Rankloom
-from rankloom.serving import console
+from rankloom.serving import console, http
 from rankloom.serving.batching import OverloadedError
 from rankloom.serving.contract import (
     Ask,
@@ -42,8 +39,8 @@ from rankloom.serving.contract import (
     Problem,
     RemovedReply,
     Reply,
-    utc,
 )
+from rankloom.serving.events import stored_event
 from rankloom.serving.gate import Gate
 from rankloom.serving.http import problem
 from rankloom.serving.keys import KeyRing
@@ -52,7 +49,7 @@ from rankloom.serving.registry import RefusedModelError, Registry
 from rankloom.serving.scenarios import Scenario, Scenarios
 from rankloom.serving.service import Service
 from rankloom.serving.settings import ServerSettings
-from rankloom.serving.state import StateStore, StateUnavailableError, StoredEvent, open_store
+from rankloom.serving.state import StateStore, StateUnavailableError, open_store
 
 _HERE = Path(__file__).parent
 _log = logging.getLogger("rankloom.serving")
@@ -137,36 +134,11 @@ class Serving:
         """Stores what can be stored; durable when it returns."""
         known = self.registry.routing.current.snapshot.model.row_of
         good, rejected = [], []
-        for place, e in enumerate(batch.events):
-            wrong: tuple[str, str] | None = None
-            when = datetime.now(UTC)
-            if e.timestamp is not None:
-                try:
-                    when = utc(e.timestamp)
-                except ValueError as error:
-                    wrong = ("time-range", str(error))
-            if wrong is None and e.event not in EVENT_KINDS[1:]:
-                wrong = ("event-unknown", f"unknown event kind {e.event!r}")
-            if wrong is None and known(e.item_id) is None:
-                wrong = ("item-unknown", f"no item {e.item_id!r} in the catalogue")
-            if wrong is not None:
-                rejected.append({"index": place, "code": wrong[0], "message": wrong[1]})
-                continue
-            good.append(
-                StoredEvent(
-                    e.event_id or uuid.uuid4().hex,
-                    e.user_id,
-                    e.item_id,
-                    e.event,
-                    when,
-                    watch_s=e.watch_s,
-                    surface=e.surface,
-                    position=e.position,
-                    query=e.query,
-                    request_id=e.request_id,
-                    value=e.value,
-                )
-            )
+        for place, event in enumerate(batch.events):
+            try:
+                good.append(stored_event(event, known))
+            except RankloomError as error:
+                rejected.append({"index": place, "code": error.code, "message": error.message, "action": error.action})
         new = self.store.append(good)
         counts = {"accepted": sum(new), "duplicate": len(new) - sum(new), "rejected": len(rejected)}
         for outcome, amount in counts.items():
@@ -230,19 +202,11 @@ def create_app(model: Rankloom, settings: ServerSettings | None = None, **more: 
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        # what came may hold half a surrogate pair, which no reply can carry
-        value = str(first.get("input"))[:200].encode("utf-8", "replace").decode()
-        place = ".".join(str(part) for part in first["loc"]).encode("utf-8", "replace").decode()
-        return problem(422, "malformed", str(first["msg"]), field=place, value=value)
+        return http.malformed(error)
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
-        code = {400: "malformed", 404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "refused")
-        own = problem(error.status_code, code, str(error.detail))
-        for name, value in (error.headers or {}).items():
-            own.headers[name] = value
-        return own
+        return http.refused(error)
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -285,10 +249,10 @@ def create_app(model: Rankloom, settings: ServerSettings | None = None, **more: 
         return {"new": new, "updated": len(batch.items) - new, "catalogue_version": version}
 
     @app.delete("/v1/items/{item_id}", response_model=RemovedReply)
-    def delete_item(item_id: Id) -> dict[str, int]:
-        """Takes an item out of every answer at once, for good."""
+    def delete_item(item_id: Id) -> dict[str, Any]:
+        """Takes an item out of every answer at once, for good; one that is not in the catalogue is named, and nothing changes."""
         removed, version = registry.remove_item(item_id)
-        return {"removed": removed, "catalogue_version": version}
+        return {"removed": removed, "unknown": [] if removed else [item_id], "catalogue_version": version}
 
     @app.delete("/v1/users/{user_id}", response_model=ForgottenReply)
     def delete_user(user_id: Id) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from starlette.exceptions import HTTPException
 from rankloom.bidding.serve.openrtb import VERSION
 from rankloom.bidding.serve.service import BidServer
 from rankloom.errors import RankloomError
+from rankloom.serving import http
 from rankloom.serving.http import CSP, problem
 
 _HERE = Path(__file__).parent
@@ -249,7 +250,9 @@ def _framework(server: BidServer, api_key: str | None) -> FastAPI:
     @app.middleware("http")
     async def guard(request: Request, call_next: Any) -> Response:
         if int(request.headers.get("content-length") or 0) > 8 * _MAX_BODY:
-            return problem(413, "body-too-large", f"the body is larger than {8 * _MAX_BODY:,} bytes")
+            return problem(
+                413, "body-too-large", f"the body is larger than {8 * _MAX_BODY:,} bytes", action="send smaller batches"
+            )
         if api_key is not None and request.url.path.startswith("/v1"):
             key = request.headers.get("x-api-key", "")
             if not hmac.compare_digest(key.encode("latin-1", "replace"), api_key.encode("latin-1", "replace")):
@@ -268,13 +271,11 @@ def _framework(server: BidServer, api_key: str | None) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        return problem(422, "malformed", str(first["msg"]), field=field, value=str(first.get("input"))[:200])
+        return http.malformed(error)
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
-        return problem(error.status_code, "not-found" if error.status_code == 404 else "refused", str(error.detail))
+        return http.refused(error)
 
     @app.exception_handler(OSError)
     async def no_disk(_: Request, error: OSError) -> Response:

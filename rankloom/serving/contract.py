@@ -119,6 +119,7 @@ class Rejected(BaseModel):
     index: int
     code: str
     message: str
+    action: str
 
 
 class EventsReply(BaseModel):
@@ -161,6 +162,8 @@ class ItemsReply(BaseModel):
 
 class RemovedReply(BaseModel):
     removed: int
+    unknown: list[str]
+    """Ids that the catalogue does not hold, or no longer."""
     catalogue_version: int
 
 

@@ -125,7 +125,7 @@ class Gate:
                 if not deadline.isdigit() or not 1 <= int(deadline[:9]) <= 60_000:
                     return problem(
                         422, "malformed", "a deadline is 1 to 60000 milliseconds", field="X-Deadline-Ms",
-                        value=deadline.decode("latin-1")[:200],
+                        value=deadline.decode("latin-1")[:200], action="send a whole number of milliseconds, or leave the header out",
                     )  # fmt: skip
                 state["deadline_s"] = int(deadline) / 1e3
             if path in BATCHED and scope["method"] == "POST":

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import socket
+from typing import Any, Final
 
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from rankloom.errors import RankloomError
 
 CSP = "default-src 'self'; style-src 'self'; script-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+_CONTRACT: Final = "GET /openapi.json has every route, field and limit"
 
 
 def key_for(host: str, *, keys: bool = False) -> str | None:
@@ -70,3 +75,49 @@ def problem(
         headers=headers,
         media_type="application/problem+json",
     )
+
+
+def malformed(error: RequestValidationError) -> JSONResponse:
+    """What is wrong with a body or a parameter: 400 where it is no JSON at all, else 422 for the first field that does not fit."""
+    first = error.errors()[0]
+    kind, given = str(first["type"]), first.get("input")
+    if kind == "json_invalid":
+        fact = str(first.get("ctx", {}).get("error") or first["msg"])
+        return problem(400, "malformed", f"the body is no JSON: {fact}", field="body", action="send one JSON object, in UTF-8")
+    if first["loc"] == ("body",) and (kind == "missing" or isinstance(given, bytes)):
+        fact = "the body is empty" if not given else "the body does not say that it is JSON"
+        return problem(
+            400, "malformed", fact, field="body", action="send one JSON object with the header content-type: application/json"
+        )  # fmt: skip
+    if kind == "missing":
+        fact, action = "this field is missing", f"send it; {_CONTRACT}"
+    elif kind == "extra_forbidden":
+        fact, action = "there is no such field here", f"leave it out, or check its name; {_CONTRACT}"
+    else:
+        fact = str(first["msg"]).removeprefix("Value error, ")
+        fact, action = fact[:1].lower() + fact[1:], f"correct it; {_CONTRACT}"
+    # what came may hold half a surrogate pair, which no reply can carry
+    place = ".".join(str(part) for part in first["loc"]).encode("utf-8", "replace").decode()
+    return problem(422, "malformed", fact, field=place, value=None if kind == "missing" else _shown(given), action=action)
+
+
+def refused(error: HTTPException) -> JSONResponse:
+    """No such route, or not with this method."""
+    allowed = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow")
+    code, action = {
+        400: ("malformed", "send one JSON object, in UTF-8"),
+        404: ("not-found", f"check the path; {_CONTRACT}"),
+        405: ("method-not-allowed", f"use {allowed}; {_CONTRACT}" if allowed else _CONTRACT),
+    }.get(error.status_code, ("refused", _CONTRACT))
+    own = problem(error.status_code, code, str(error.detail), action=action)
+    for name, value in (error.headers or {}).items():
+        own.headers[name] = value
+    return own
+
+
+def _shown(value: Any) -> str:
+    """What came, as its sender wrote it: text as it is, everything else as JSON."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text[:200].encode("utf-8", "replace").decode()

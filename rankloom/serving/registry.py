@@ -234,15 +234,15 @@ class Registry:
             return new, self._change(values)
 
     def remove_item(self, item_id: str) -> tuple[int, int]:
-        """Takes an item out of every answer, durably: (1 where it was there, the catalogue's version)."""
+        """Takes an item out of every answer, durably: (1 where it was there, the catalogue's version). One that no version
+        can name is no change."""
         with self._swapping:
-            rows = {id(own): own.snapshot.rows([item_id]) for _, own in self.routing.versions()}
-            current = self.routing.current.snapshot
-            there = bool(current.alive[rows[id(self.routing.current)]].any())
-            if not any(rows.values()) and item_id not in self._live:
-                return 0, current.catalogue
-            own = self._live.get(item_id, {}).get("item", {})
-            return int(there), self._change({item_id: {"item": own, "removed": True}})
+            loaded = [own.snapshot for _, own in self.routing.versions()]
+            live = self._live.get(item_id, {"removed": True})
+            # an item of the store that no loaded version could take in may be one that the next version can
+            if live["removed"] and not any(own.alive[own.rows([item_id])].any() for own in loaded):
+                return 0, loaded[0].catalogue
+            return 1, self._change({item_id: {"item": live.get("item", {}), "removed": True}})
 
     def _change(self, values: dict[str, Any]) -> int:
         trial = [Document(name, value, 0) for name, value in values.items()]

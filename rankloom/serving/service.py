@@ -25,6 +25,7 @@ from rankloom.requests import HistoryEvent, Recommendation, Request
 from rankloom.serving import arrange, paging
 from rankloom.serving.batching import Batcher, BatchSettings, OverloadedError, Ticket
 from rankloom.serving.contract import Ask
+from rankloom.serving.events import event_kind
 from rankloom.serving.guardrails import Outcome
 from rankloom.serving.metrics import Metrics
 from rankloom.serving.registry import Registry, Version
@@ -223,7 +224,9 @@ class Service:
     def history(snapshot: Snapshot, ask: Ask, person: Person | None) -> list[HistoryEvent]:
         """Whose history counts: the one that was sent, else the model folder's and then what came since."""
         if ask.history is not None:
-            return [HistoryEvent(h.item_id, h.event, h.timestamp, h.watch_s, h.surface) for h in ask.history]
+            return [
+                HistoryEvent(h.item_id, event_kind(h.event) or h.event, h.timestamp, h.watch_s, h.surface) for h in ask.history
+            ]
         if ask.user_id is None or person is None:
             return []
         stored = [] if person.deleted else snapshot.history_of(ask.user_id)

@@ -76,6 +76,28 @@ def test_bad_events_are_rejected_one_by_one(client: TestClient, model: Rankloom)
     ).json()
     assert reply["accepted"] == 1
     assert [(r["index"], r["code"]) for r in reply["rejected"]] == [(0, "event-unknown"), (2, "item-unknown")]
+    assert "purchase" in reply["rejected"][0]["action"]
+    assert "/v1/items" in reply["rejected"][1]["action"]
+
+
+def test_events_may_have_the_names_that_an_import_translates(client: TestClient, model: Rankloom) -> None:
+    item = model.items["item_id"][0]
+    names = ["buy", "Add-To-Cart", " PV ", "收藏", "click"]
+    events = [{"user_id": "u", "item_id": item, "event": name, "timestamp": f"2026-01-0{n + 1}"} for n, name in enumerate(names)]
+    assert client.post("/v1/events", json={"events": events}).json()["accepted"] == len(names)
+    kept = [e["event"] for e in client.get("/v1/console/users/u").json()["history"]][::-1]
+    assert kept == ["purchase", "add_to_cart", "view", "like", "click"]
+    # and so may a history that is sent along
+    told = [client.post("/v1/recommend", json={"history": [{"item_id": item, "event": name}], "k": 5}).json() for name in ("buy", "purchase")]
+    assert told[0]["items"] == told[1]["items"]
+
+
+@pytest.mark.parametrize("words", ["", "  "])
+def test_a_search_without_words_is_refused_everywhere(client: TestClient, model: Rankloom, words: str) -> None:
+    assert client.post("/v1/search", json={"query": words}).json()["code"] == "query-missing"
+    with pytest.raises(RankloomError, match="needs a query") as refused:
+        model.search(words)
+    assert refused.value.code == "query-missing"
 
 
 def test_items_come_and_go_live(client: TestClient) -> None:
@@ -92,7 +114,10 @@ def test_items_come_and_go_live(client: TestClient) -> None:
     }
     ask = {"k": 1, "filter": 'item_id == "live"'}
     assert client.post("/v1/recommend", json=ask).json()["items"][0]["item_id"] == "live"
-    assert client.delete("/v1/items/live").json() == {"removed": 1, "catalogue_version": 2}
+    assert client.delete("/v1/items/live").json() == {"removed": 1, "unknown": [], "catalogue_version": 2}
+    # what is not there cannot be removed, and the catalogue stays the one it was
+    for gone in ("live", "never-there"):
+        assert client.delete(f"/v1/items/{gone}").json() == {"removed": 0, "unknown": [gone], "catalogue_version": 2}
     reply = client.post("/v1/recommend", json=ask).json()
     assert reply["items"] == []
     assert reply["degraded"]
@@ -121,6 +146,29 @@ def test_errors_share_one_format(client: TestClient, path: str, body: dict[str, 
     problem = reply.json()
     assert problem["code"] == code
     assert problem["message"]
+    assert problem["action"]
+
+
+@pytest.mark.parametrize("path", ["/v1/recommend", "/v1/search", "/v1/events"])
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", ""])
+@pytest.mark.parametrize("body", [b"{bad", b"", b"\xff\xfe", b"{'k': 3}"])
+def test_a_body_that_is_no_json_is_a_bad_request(client: TestClient, path: str, kind: str, body: bytes) -> None:
+    reply = client.post(path, content=body, headers={"content-type": kind})
+    problem = reply.json()
+    assert (reply.status_code, problem["code"]) == (400, "malformed")
+    assert "JSON" in problem["action"]
+    assert "b'" not in reply.text
+
+
+def test_a_value_is_told_as_it_was_sent(client: TestClient) -> None:
+    told = client.post("/v1/recommend", json={"k": {"a": None, "b": [True, "x"]}}).json()
+    assert (told["field"], told["value"]) == ("body.k", '{"a": null, "b": [true, "x"]}')
+    assert client.post("/v1/recommend", json={"k": "many"}).json()["value"] == "many"
+    assert client.post("/v1/recommend", json={"kk": 1}).json()["message"] == "there is no such field here"
+    early = client.post("/v1/recommend", json={"history": [{"item_id": "a", "timestamp": "1066-10-14T09:00:00Z"}]}).json()
+    assert early["message"] == "the time is before 1970 or in the future"
+    slow = client.post("/v1/recommend", json={}, headers={"X-Deadline-Ms": "soon"}).json()
+    assert (slow["value"], bool(slow["action"])) == ("soon", True)
 
 
 # what a client may send where something else was meant; lone surrogates are valid JSON and no valid text
