@@ -198,7 +198,8 @@ def create_app(model: Rankloom, settings: ServerSettings | None = None, **more: 
     async def told(_: Request, error: RankloomError) -> Response:
         status = _STATUS.get(error.code, 422 if isinstance(error, RefusedModelError) else 400)
         after = error.retry_after if isinstance(error, OverloadedError) else 1.0 if status == 503 else None
-        return problem(status, error.code, error.message, field=error.place, action=error.action, retry_after=after)
+        action = error.action or http.CONTRACT
+        return problem(status, error.code, error.message, field=error.place, action=action, retry_after=after)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> Response:

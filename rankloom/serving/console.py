@@ -14,9 +14,8 @@ from fastapi import APIRouter, Query
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
-from rankloom.recommender import Rankloom
 from rankloom.serving.contract import Ask
-from rankloom.serving.describe import describe_prefixes, example_filters
+from rankloom.serving.describe import describe_prefixes, example_filters, example_queries
 from rankloom.serving.service import Service
 from rankloom.serving.snapshot import Snapshot
 
@@ -46,6 +45,7 @@ def router(service: Service) -> APIRouter:
         return pages.get_template("console.html").render(
             model_version=snapshot.version, n_items=int(snapshot.alive.sum()), n_users=len(snapshot.model.users),
             simulated=bool(snapshot.model.metadata.get("simulated")), examples=example_filters(snapshot.model),
+            queries=example_queries(snapshot.model),
         )  # fmt: skip
 
     @own.get("/v1/console/users")
@@ -66,7 +66,7 @@ def router(service: Service) -> APIRouter:
         return {
             "user_id": user_id,
             "known": user_id in snapshot.model.users and not person.deleted,
-            "history": [{**card(snapshot.model, e.item_id), **asdict(e)} for e in events],
+            "history": [{**card(snapshot, e.item_id), **asdict(e)} for e in events],
         }
 
     @own.post("/v1/console/trace")
@@ -75,11 +75,13 @@ def router(service: Service) -> APIRouter:
         question = service.question(ask, search=ask.words is not None, request_id="trace")
         snapshot = current()
         work: Callable[[], Any] = lambda: service.trace(snapshot, question)  # noqa: E731
-        reply, beam = await asyncio.wrap_future(service.batcher.call(work))
+        reply, beam, seen = await asyncio.wrap_future(service.batcher.call(work))
         told = await asyncio.to_thread(meanings_of, snapshot)
         levels = [[{**asdict(b), "meaning": told.get(b.codes, "")} for b in level] for level in beam.levels]
         return {
-            "items": [{**asdict(item), **card(snapshot.model, item.item_id)} for item in reply.items],
+            "items": [
+                {**asdict(item), **card(snapshot, item.item_id), "seen": item.item_id in seen} for item in reply.items
+            ],
             "levels": levels, "legal_continuations": beam.legal_continuations, "funnel": beam.funnel,
             "degraded_reason": reply.degraded_reason, "timing_ms": reply.timing_ms,
         }  # fmt: skip
@@ -87,8 +89,9 @@ def router(service: Service) -> APIRouter:
     return own
 
 
-def card(model: Rankloom, item_id: str) -> dict[str, Any]:
-    """What a card shows of an item."""
+def card(snapshot: Snapshot, item_id: str) -> dict[str, Any]:
+    """What a card shows of an item. A shop has one currency: an item that names none is priced in that of the others."""
+    model = snapshot.model
     row = model.row_of(item_id)
     if row is None:
         return {"item_id": item_id, "title": item_id, "category": [], "price": None, "currency": None, "duration_s": None}
@@ -96,5 +99,5 @@ def card(model: Rankloom, item_id: str) -> dict[str, Any]:
     price = own.get("price_micros")
     return {
         "item_id": item_id, "title": own["title"], "category": own.get("category") or [],
-        "price": None if price is None else price / 1e6, "currency": own.get("currency"), "duration_s": own.get("duration_s"),
+        "price": None if price is None else price / 1e6, "currency": own.get("currency") or snapshot.currency, "duration_s": own.get("duration_s"),
     }  # fmt: skip

@@ -51,3 +51,20 @@ def example_filters(model: Rankloom) -> list[str]:
         out.append("in_stock == true")
     masks = [(text, parse_filter(text).mask(items)) for text in out]
     return [text for text, mask in masks if 0 < int(np.count_nonzero(mask)) < items.height]
+
+
+def example_queries(model: Rankloom, *, most: int = 2) -> list[str]:
+    """What one may search for here: names of large categories, of several scripts where the catalogue has them; else the
+    first words of popular titles."""
+    if "category" in model.items.columns:
+        names = [name for name, _ in Counter(path[-1] for path in model.items["category"].to_list() if path).most_common()]
+    else:
+        names = []
+    if not names:
+        titles = model.items["title"].to_list()
+        order = np.argsort(-model.semantic_ids.prior, kind="stable")[:50]
+        names = list(dict.fromkeys(" ".join(titles[row].split()[:3])[:40] for row in order.tolist()))
+    latin = [name for name in names if name.isascii()]
+    other = [name for name in names if not name.isascii()]
+    mixed = [*latin[:1], *other[:1]]
+    return [*mixed, *(name for name in names if name not in mixed)][:most]

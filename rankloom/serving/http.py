@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from rankloom.errors import RankloomError
 
 CSP = "default-src 'self'; style-src 'self'; script-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
-_CONTRACT: Final = "GET /openapi.json has every route, field and limit"
+CONTRACT: Final = "GET /openapi.json has every route, field and limit"
 
 
 def key_for(host: str, *, keys: bool = False) -> str | None:
@@ -90,12 +90,12 @@ def malformed(error: RequestValidationError) -> JSONResponse:
             400, "malformed", fact, field="body", action="send one JSON object with the header content-type: application/json"
         )  # fmt: skip
     if kind == "missing":
-        fact, action = "this field is missing", f"send it; {_CONTRACT}"
+        fact, action = "this field is missing", f"send it; {CONTRACT}"
     elif kind == "extra_forbidden":
-        fact, action = "there is no such field here", f"leave it out, or check its name; {_CONTRACT}"
+        fact, action = "there is no such field here", f"leave it out, or check its name; {CONTRACT}"
     else:
         fact = str(first["msg"]).removeprefix("Value error, ")
-        fact, action = fact[:1].lower() + fact[1:], f"correct it; {_CONTRACT}"
+        fact, action = fact[:1].lower() + fact[1:], f"correct it; {CONTRACT}"
     # what came may hold half a surrogate pair, which no reply can carry
     place = ".".join(str(part) for part in first["loc"]).encode("utf-8", "replace").decode()
     return problem(422, "malformed", fact, field=place, value=None if kind == "missing" else _shown(given), action=action)
@@ -106,9 +106,9 @@ def refused(error: HTTPException) -> JSONResponse:
     allowed = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow")
     code, action = {
         400: ("malformed", "send one JSON object, in UTF-8"),
-        404: ("not-found", f"check the path; {_CONTRACT}"),
-        405: ("method-not-allowed", f"use {allowed}; {_CONTRACT}" if allowed else _CONTRACT),
-    }.get(error.status_code, ("refused", _CONTRACT))
+        404: ("not-found", f"check the path; {CONTRACT}"),
+        405: ("method-not-allowed", f"use {allowed}; {CONTRACT}" if allowed else CONTRACT),
+    }.get(error.status_code, ("refused", CONTRACT))
     own = problem(error.status_code, code, str(error.detail), action=action)
     for name, value in (error.headers or {}).items():
         own.headers[name] = value

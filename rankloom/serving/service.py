@@ -390,10 +390,11 @@ class Service:
             "timing_ms": dict(reply.timing_ms) if isinstance(reply, Recommendation) else {},
         }  # fmt: skip
 
-    def trace(self, snapshot: Snapshot, question: Question) -> tuple[Recommendation, BeamTrace]:
-        """One reply as the model gives it, and how its beam went; for the page."""
+    def trace(self, snapshot: Snapshot, question: Question) -> tuple[Recommendation, BeamTrace, set[str]]:
+        """One reply as the model gives it, how its beam went, and the items that the person had before; for the page."""
         own = self._prepare(snapshot, question, self._people([question])[0])
-        return snapshot.model.answer_with_trace(replace(own.request, k=question.ask.k))
+        reply, beam = snapshot.model.answer_with_trace(replace(own.request, k=question.ask.k))
+        return reply, beam, {event.item_id for event in own.request.history or ()}
 
     # -- the shadow ------------------------------------------------------------------------------------------------
 

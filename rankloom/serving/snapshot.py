@@ -79,6 +79,13 @@ class Snapshot:
         return own
 
     @cached_property
+    def currency(self) -> str | None:
+        """What prices are in, None where no item says."""
+        items = self.model.items
+        named = items["currency"].drop_nulls() if "currency" in items.columns else pl.Series([], dtype=pl.String)
+        return None if named.is_empty() else str(named.value_counts(sort=True)[named.name][0])
+
+    @cached_property
     def popular(self) -> NDArray[np.int64]:
         """Rows, the most taken first; new items last."""
         return np.argsort(-self.model.semantic_ids.prior, kind="stable")

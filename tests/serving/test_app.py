@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
@@ -18,8 +19,10 @@ from rankloom.data.filters import parse_filter
 from rankloom.errors import RankloomError
 from rankloom.recommender import Rankloom
 from rankloom.serving.app import create_app
-from rankloom.serving.describe import example_filters
+from rankloom.serving.console import card
+from rankloom.serving.describe import example_filters, example_queries
 from rankloom.serving.server import bind, run
+from rankloom.serving.snapshot import Snapshot
 
 
 @pytest.fixture
@@ -336,6 +339,40 @@ def test_the_filters_that_the_page_offers_mean_something_here(client: TestClient
         trace = client.post("/v1/console/trace", json={"filter": text, "k": 3}).json()
         assert 0 < trace["funnel"]["passes the filter"] < trace["funnel"]["catalogue"]
         assert len(trace["items"]) == 3
+
+
+def test_the_searches_that_the_page_offers_come_from_the_shop(client: TestClient, model: Rankloom) -> None:
+    offered = example_queries(model)
+    leaves = {path[-1] for path in model.items["category"].to_list() if path}
+    assert len(offered) == 2
+    assert set(offered) <= leaves
+    assert f'placeholder="{" / ".join(offered)}"' in html.unescape(client.get("/").text)
+    model.items = model.items.drop("category")
+    titles = model.items["title"].to_list()
+    assert all(any(title.startswith(words) for title in titles) for words in example_queries(model))
+
+
+def test_the_page_marks_what_the_person_had_before(client: TestClient, model: Rankloom) -> None:
+    user = model.users[0]
+    had = {event.item_id for event in model.history_of(user)}
+    client.put("/v1/scenarios/again", json={"seen": "allow"})
+    trace = client.post("/v1/console/trace", json={"user_id": user, "scenario": "again", "k": 50}).json()
+    assert {item["item_id"] for item in trace["items"] if item["seen"]} == had & {item["item_id"] for item in trace["items"]}
+    assert any(item["seen"] for item in trace["items"])
+
+
+def test_every_price_on_the_page_has_the_currency_of_the_shop(model: Rankloom) -> None:
+    goods = model.items.filter(pl.col("price_micros").is_not_null())["item_id"][0]
+    one_unnamed = pl.when(pl.col("item_id") == goods).then(None).otherwise(pl.lit("EUR"))
+    model.items = model.items.with_columns(one_unnamed.alias("currency"))
+    assert card(Snapshot(model), goods)["currency"] == "EUR"
+    model.items = model.items.drop("currency")
+    assert card(Snapshot(model), goods)["currency"] is None
+
+
+def test_nothing_on_the_page_scrolls_by_itself() -> None:
+    style = (Path(__file__).parents[2] / "rankloom/serving/static/console.css").read_text(encoding="utf-8")
+    assert not re.search(r"overflow(-y)?:\s*(auto|scroll)|max-height", style)
 
 
 def test_a_public_address_needs_a_key_and_a_port_must_be_free(

@@ -2,13 +2,19 @@
 const words = {
   en: { tagline: "One generative model over", items: "items", people: "people", person: "Person", filter: "Filter", search: "Search", go: "Generate",
         another: "Another person", history: "What they did", generated: "What the model generates", beam: "How the beam got there",
-        beamHint: "Level by level: the codes that survive, what they mean, their probability and how many items they lead to. Point at a generated card to see its way; click it to take it: the list reacts.",
+        beamHint: "Level by level: the codes that survive, what they mean, how likely the generator is to write them, and how many items they lead to. Point at a generated card to see its way; click it to take it: the list reacts.",
+        shares: "Two percentages: on a card, the item's share of the score of everything generated for this list, after selection, memory and refiner; here, the probability with which the generator alone writes these codes.",
+        ofScore: "of the list's score", seenBefore: "seen before", columnCodes: "codes and what they mean", columnNumbers: "generator probability · items",
+        noCurrency: "price",
         none: "Nothing yet: the model falls back on what people in general take first.", nothing: "Nothing can be generated.", level: "Level", legal: "legal continuations",
         simulated: "simulated", key: "This server asks for its API key", keyGo: "Use it", took: "generated in", more: "more", stranger: "no history of this person", examples: "Try",
         "catalogue": "in the catalogue", "passes the filter": "pass the filter", "not seen or excluded": "may be shown", "generated ": "generated", "shown": "shown" },
   zh: { tagline: "一个生成模型，", items: "件物品", people: "位用户", person: "用户", filter: "过滤条件", search: "搜索", go: "生成",
         another: "换一位用户", history: "历史行为", generated: "模型生成的列表", beam: "束搜索过程",
-        beamHint: "逐级显示保留下来的编码、含义、概率与可到达的物品数。指向一张生成卡片可查看它的路径；点击即记录一次点击，列表随之变化。",
+        beamHint: "逐级显示保留下来的编码、含义、生成器写出它的概率与可到达的物品数。指向一张生成卡片可查看它的路径；点击即记录一次点击，列表随之变化。",
+        shares: "两种百分比：卡片上是该物品在本次全部生成物品总分中的占比（经选择头、行为记忆与精排之后）；此处是生成器单独写出这些编码的概率。",
+        ofScore: "列表得分占比", seenBefore: "看过", columnCodes: "编码与含义", columnNumbers: "生成概率 · 物品数",
+        noCurrency: "价格",
         none: "暂无历史：模型给出大众首选。", nothing: "没有可生成的物品。", level: "第", legal: "个合法延伸",
         simulated: "模拟数据", key: "此服务需要 API 密钥", keyGo: "使用", took: "生成用时", more: "更多", stranger: "没有此用户的历史", examples: "试试",
         "catalogue": "目录中", "passes the filter": "通过过滤", "not seen or excluded": "可展示", "generated ": "已生成", "shown": "已展示" },
@@ -44,12 +50,13 @@ function tile(path) {
   return c;
 }
 
-const price = (item) => item.price == null ? null : item.currency ? new Intl.NumberFormat(language, { style: "currency", currency: item.currency }).format(item.price) : item.price.toFixed(2);
-const when = (stamp) => stamp ? new Intl.DateTimeFormat(language, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", timeZone: "UTC" }).format(new Date(stamp)) : "";
+const price = (item) => item.price == null ? null : item.currency ? new Intl.NumberFormat(language, { style: "currency", currency: item.currency }).format(item.price) : `${t("noCurrency")} ${item.price.toFixed(2)}`;
+const when = (stamp) => stamp ? new Intl.DateTimeFormat(language, { year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", timeZone: "UTC" }).format(new Date(stamp)) : "";
 
 function card(item, side, tag) {
   const b = make(tag, "card"); if (tag === "button") b.type = "button";
-  const middle = make("div"); middle.append(make("strong", "", item.title));
+  const middle = make("div"), title = make("strong", "", item.title); middle.append(title);
+  if (item.seen) title.append(" ", make("mark", "", t("seenBefore")));
   const path = item.category.length > 1 ? item.category.slice(1) : item.category;
   middle.append(make("small", "", [path.join(" › "), price(item), item.duration_s ? `${Math.round(item.duration_s)} s` : null].filter(Boolean).join(" · ")));
   for (const reason of item.reasons ?? []) middle.append(make("small", "reason", reason));
@@ -57,11 +64,24 @@ function card(item, side, tag) {
   const li = make("li"); li.append(b); return [li, b];
 }
 
+// the first of many, and a button for the rest: the page scrolls, nothing inside it does
+const narrow = matchMedia("(max-width:760px)");
+function firstOf(rows, n, holder) {
+  const most = narrow.matches ? Math.ceil(n / 2) : n;
+  if (rows.length <= most) return rows;
+  const more = make("button", "more", `${rows.length - most} ${t("more")}`); more.type = "button";
+  const last = holder ? make(holder) : more;
+  if (holder) last.append(more);
+  more.addEventListener("click", () => last.replaceWith(...rows.slice(most)));
+  return [...rows.slice(0, most), last];
+}
+
 function showHistory(person) {
-  $("history").replaceChildren(...(person.history.length ? person.history.map((e) => {
+  const rows = person.history.map((e) => {
     const side = make("div", "side"); side.append(make("div", "", e.event.replaceAll("_", " ")), make("div", "", when(e.timestamp)));
     return card(e, side, "div")[0];
-  }) : [make("li", "hint", t("none"))]));
+  });
+  $("history").replaceChildren(...(rows.length ? firstOf(rows, 14, "li") : [make("li", "hint", t("none"))]));
 }
 
 const percent = (logProbability) => { const p = 100 * Math.exp(logProbability); return `${p >= 10 ? p.toFixed(0) : p >= 1 ? p.toFixed(1) : p.toPrecision(2)}%`; };
@@ -73,7 +93,7 @@ function follow(sid) {
 
 function showTrace(trace, user) {
   $("items").replaceChildren(...(trace.items.length ? trace.items.map((item) => {
-    const side = make("div", "side"); side.append(make("span", "sid", item.sid.join("-")), make("div", "", percent(item.score)));
+    const side = make("div", "side"); side.append(make("span", "sid", item.sid.join("-")), make("div", "", percent(item.score)), make("div", "what", t("ofScore")));
     const [li, b] = card(item, side, "button");
     for (const on of ["mouseenter", "focus"]) b.addEventListener(on, () => follow(item.sid));
     for (const off of ["mouseleave", "blur"]) b.addEventListener(off, () => follow(null));
@@ -86,18 +106,14 @@ function showTrace(trace, user) {
   $("beam").replaceChildren(...trace.levels.map((level, n) => {
     const column = make("div", "level");
     column.append(make("h3", "", `${t("level")} ${n + 1} · ${trace.legal_continuations[n].toLocaleString()} ${t("legal")}`));
+    const legend = make("p", "legend"); legend.append(make("span", "", t("columnCodes")), make("span", "", t("columnNumbers"))); column.append(legend);
     const rows = level.map((beam) => {
       const row = make("div", "prefix"); row.codes = beam.codes;
       const left = make("span"); left.append(make("span", "sid", beam.codes.join("-")), make("em", "", " " + beam.meaning));
       const bar = make("progress"); bar.max = 1; bar.value = Math.exp(beam.log_prob - level[0].log_prob);
       row.append(left, make("span", "", `${percent(beam.log_prob)} · ${beam.n_items}`), bar); return row;
     });
-    column.append(...rows.slice(0, 14));
-    if (rows.length > 14) {
-      const more = make("button", "more", `${rows.length - 14} ${t("more")}`); more.type = "button";
-      more.addEventListener("click", () => more.replaceWith(...rows.slice(14)));
-      column.append(more);
-    }
+    column.append(...firstOf(rows, 14));
     return column;
   }));
 }
