@@ -363,9 +363,7 @@ def report(
 ) -> None:
     """One offline HTML file about a model, with plots."""
     from rankloom.evaluation.report import write_report
-    from rankloom.files import check_file_target
 
-    check_file_target(out)
     print(f"report: {write_report(model, out, evaluation=evaluation)}")
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -138,6 +139,11 @@ def check_replaceable(path: Path, *, overwrite: bool = False, marker: str | None
                 action="choose another --out",
                 code="out-foreign",
             )
+    _check_can_be_made(path)
+
+
+def _check_can_be_made(path: Path) -> None:
+    """Refuses a path in whose folder, or the one that is to hold that folder, no file can be made."""
     try:
         above = next(parent for parent in path.absolute().parents if parent.exists())
     except OSError as error:
@@ -148,12 +154,17 @@ def check_replaceable(path: Path, *, overwrite: bool = False, marker: str | None
         raise RankloomError(
             f"{path} cannot be written: {above} is a file", place=str(path), action=_ELSEWHERE, code="write-failed"
         )
-    if not os.access(above, os.W_OK | os.X_OK):
+    fact = "" if os.access(above, os.W_OK | os.X_OK) else f"no permission in {above}"
+    if not fact:
+        try:
+            # permissions do not tell of a disk that is read-only, or of a folder in which nobody makes files
+            with tempfile.TemporaryFile(dir=above):
+                pass
+        except OSError as error:
+            fact = f"no file can be made in {above}: {(error.strerror or str(error)).lower()}"
+    if fact:
         raise RankloomError(
-            f"{path} cannot be written: no permission in {above}",
-            place=str(path),
-            action=_ELSEWHERE,
-            code="write-failed",
+            f"{path} cannot be written: {fact}", place=str(path), action=_ELSEWHERE, code="write-failed"
         )
 
 
@@ -166,7 +177,7 @@ def check_file_target(path: Path) -> None:
             action="name a file",
             code="write-failed",
         )
-    check_replaceable(path.absolute().parent, overwrite=True)
+    _check_can_be_made(path)
 
 
 @contextmanager
@@ -180,7 +191,7 @@ def writing(path: Path) -> Iterator[None]:
         fact = error.strerror or str(error)
         raise RankloomError(
             f"{path} cannot be written: {fact[:1].lower() + fact[1:]}",
-            place=str(error.filename or path),
+            place=str(path if ".tmp-" in str(error.filename) else error.filename or path),
             action=_ELSEWHERE,
             code="write-failed",
         ) from error

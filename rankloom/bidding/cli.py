@@ -196,7 +196,9 @@ def report(
     from rankloom.bidding.evaluation import find_controller
     from rankloom.bidding.report import BUDGET_RATIOS, write_report
     from rankloom.bidding.traces import load_traces
+    from rankloom.files import check_file_target
 
+    check_file_target(out)
     ratios = budget_ratio or list(BUDGET_RATIOS)
     for ratio in ratios:
         _check_ratio(ratio)

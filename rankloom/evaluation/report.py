@@ -2,7 +2,7 @@
 
 Everything is read from the model folder and from `evaluation.json` in or beside it (`rankloom evaluate --out` or the demo
 wrote it); the latency of single requests is measured on this machine while the report is made. A section without its input
-says which command makes it.
+says which command makes it, and stands at the end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 
 from rankloom import model_folder
 from rankloom.evaluation.metrics import BEYOND_K, SLICES
-from rankloom.files import atomic_file, read_json
+from rankloom.files import atomic_file, check_file_target, read_json
 from rankloom.progress import track
 from rankloom.recommender import Rankloom
 from rankloom.requests import Request
 
 _ASSETS: Final = Path(__file__).parent / "assets"
 _K: Final = 10
+_FULLEST: Final = 20  # items of a semantic ID that have a bar of their own
 # one colour a system, the same in every plot: the model and its generator alone are shades of one
 _SYSTEMS: Final = ("#0b6e58", "#5fae97", "#3d6fb4", "#c9842b", "#a8321f", "#7a58a5", "#6b7680", "#8a9a2b", "#b0608f")
 _COLOURS: Final = ("#0b6e58", "#c9842b", "#3d6fb4", "#a8321f", "#7a58a5", "#6b7680")
@@ -54,6 +55,10 @@ class Section:
     before: str = ""
     missing: str = ""
 
+    @property
+    def empty(self) -> bool:
+        return not self.charts and not self.before
+
 
 def write_report(
     model_path: Path, out: Path, *, evaluation: Path | None = None, latency_seconds: float = 20.0, quiet: bool = False
@@ -65,23 +70,29 @@ def write_report(
         latency_seconds: how long single requests are measured at most.
 
     Raises:
-        RankloomError: the folder or the evaluation is broken.
+        RankloomError: the folder or the evaluation is broken, or `out` cannot be written; before anything is measured.
     """
+    check_file_target(out)
     model = Rankloom.from_pretrained(model_path)
     log_path = model_path / model_folder.LOG
     log = [json.loads(line) for line in log_path.read_text(encoding="utf-8").splitlines()] if log_path.exists() else []
     places = [model_path / "evaluation.json", model_path.parent / "evaluation.json"]
     found = evaluation or next((place for place in places if place.exists()), None)
     figures = Figures(read_json(found)["rows"]) if found else Figures([])
-    evaluate = f"run: rankloom evaluate {model_path} SHOP --baselines --out {places[1]}"
+    evaluate = (
+        f"Not measured yet. Fill it with: rankloom evaluate {model_path} SHOP --baselines --out {places[1]}, where SHOP is the "
+        "folder that the model was trained on; then make the report again."
+    )
+    again = "Not kept in this model folder; a model that is trained again has it."
     sections = [
         Section("Quality", _quality(figures), _table(figures, model), evaluate),
-        Section("Training", _training(log), missing="train the model again"),
+        Section("Training", _training(log), missing=again),
         Section("Semantic IDs", _semantic(model)),
-        Section("Data", _data(model), missing="train the model again"),
+        Section("Data", _data(model), missing=again),
         _serving(measure_latency(model, seconds=latency_seconds, quiet=quiet), model),
         Section("Model card", [], _card(model)),
     ]
+    sections.sort(key=lambda section: section.empty)
     with atomic_file(out) as temporary:
         temporary.write_text(_render(model, figures, sections), encoding="utf-8")
     return out
@@ -219,7 +230,8 @@ def _semantic(model: Rankloom) -> list[Chart]:
     used = [np.bincount(ids.codes[:, level], minlength=size) for level, size in enumerate(ids.codebook_sizes)]
     by_rank = {name: np.sort(counts)[::-1].tolist() for name, counts in zip(levels, used, strict=True)}
     _, bucket = np.unique(ids.codes, axis=0, return_counts=True)
-    sizes = np.bincount(np.minimum(bucket, 20))
+    sizes = np.bincount(np.minimum(bucket, _FULLEST))
+    last = f" The last bar is {_FULLEST} and more." if bucket.max() > _FULLEST else ""
     best = [round(float(np.log(size)), 3) for size in ids.codebook_sizes]
     left = [round(v, 4) for v in report["relative_reconstruction_error"]]
     return [
@@ -228,7 +240,7 @@ def _semantic(model: Rankloom) -> list[Chart]:
         Chart("Use of each code", "Items per code, the most used first; a flat line is an even codebook.",
               _line(list(range(1, max(ids.codebook_sizes) + 1)), by_rank, "code by rank", "items")),
         Chart("Collisions: items per semantic ID",
-              f"{report['icr']:.1%} of the items have an ID of their own; the fullest ID names {report['largest_bucket']}. Last bar: 20 and more.",
+              f"{report['icr']:.1%} of the items have an ID of their own; the fullest ID names {report['largest_bucket']}.{last}",
               _bar(list(range(1, len(sizes))), {"IDs": sizes[1:].tolist()}, "items that share an ID", "IDs")),
         Chart("Codebook utilisation", f"Share of each codebook that names an item; {report['cur_total']:.2g} of all possible IDs are in use.",
               _bar(levels, {"in use": [round(v, 4) for v in report["cur"]]}, "", "", max=1)),
@@ -272,7 +284,7 @@ def _treemap(model: Rankloom) -> dict[str, Any]:
         "tooltip": {},
         "series": [
             {
-                "type": "treemap", "name": "all items", "leafDepth": 1, "roam": False, "data": tree, "top": 4, "left": 0, "right": 0, "bottom": 34,
+                "type": "treemap", "name": "all items", "leafDepth": 1, "roam": False, "drillDownIcon": "", "data": tree, "top": 4, "left": 0, "right": 0, "bottom": 34,
                 "itemStyle": gap, "label": {"overflow": "truncate", "color": "#fff"},
                 "breadcrumb": {"show": True, "bottom": 4, "height": 22, "itemStyle": {"color": "#6b7680"}},
             }
@@ -284,16 +296,19 @@ def _data(model: Rankloom) -> list[Chart]:
     shape = model.metadata.get("shape")
     charts: list[Chart] = []
     if shape:
+        lengths = shape["history_lengths"]
+        tail = f"; the last bar is {len(lengths) - 1} and more" if lengths[-1] else ""
+        lengths = lengths[: max((n + 1 for n, people in enumerate(lengths) if people), default=1)]
         charts.append(
-            Chart("Length of histories", "Interactions of a person; the last bar is 60 and more.",
-                  _bar(list(range(61)), {"people": shape["history_lengths"]}, "interactions", "people"))
+            Chart("Length of histories", f"Interactions of a person{tail}.",
+                  _bar(list(range(len(lengths))), {"people": lengths}, "interactions", "people"))
         )  # fmt: skip
-        curve = [
-            [max(r, 1), max(c, 0.5)] for r, c in zip(shape["popularity_rank"], shape["popularity_count"], strict=True)
-        ]
-        charts.append(Chart("Popularity of items", "Training interactions by rank, both axes logarithmic.", {
-            "xAxis": _axis("rank", type="log"), "yAxis": _axis("interactions", type="log", nameGap=44), "grid": {"top": 14},
-            "series": [{"type": "line", "data": curve, "showSymbol": False}]}))  # fmt: skip
+        pairs = list(zip(shape["popularity_rank"], shape["popularity_count"], strict=True))
+        curve = [pair for pair in pairs if pair[1] >= 1]  # none has no place on a logarithmic axis
+        untaken = " Items that nobody took are not drawn." if len(curve) < len(pairs) else ""
+        charts.append(Chart("Popularity of items", f"Training interactions by rank, both axes logarithmic.{untaken}", {
+            "xAxis": _axis("rank", type="log", min=1), "yAxis": _axis("interactions", type="log", min=1, nameGap=44),
+            "grid": {"top": 14}, "series": [{"type": "line", "data": curve, "showSymbol": len(curve) < 3}]}))  # fmt: skip
     if "category" in model.items.columns:
         counts = Counter(path[min(1, len(path) - 1)] for path in model.items["category"].to_list() if path)
         if counts:
@@ -412,6 +427,19 @@ def _card(model: Rankloom) -> str:
     return f"<dl>{rows}</dl>"
 
 
+def _in_rows(charts: list[Chart]) -> list[Chart]:
+    """The same charts, two a row; one that would stand alone in its row takes all of it."""
+    out: list[Chart] = []
+    alone = False
+    for chart in [*charts, None]:
+        if (chart is None or chart.wide) and alone:
+            out[-1] = replace(out[-1], wide=True)
+        alone = chart is not None and not chart.wide and not alone
+        if chart is not None:
+            out.append(chart)
+    return out
+
+
 def _facts(facts: list[tuple[str, str]]) -> str:
     tiles = "".join(f"<div><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>" for name, value in facts)
     return f'<div class="facts">{tiles}</div>'
@@ -427,10 +455,10 @@ def _render(model: Rankloom, figures: Figures, sections: list[Section]) -> str:
     for section in sections:
         anchor = section.title.lower().replace(" ", "-")
         body.append(f'<section id="{anchor}"><h2>{html.escape(section.title)}</h2>{section.before}')
-        if not section.charts and not section.before:
-            body.append(f'<p class="missing">No data for this section; {html.escape(section.missing)}</p>')
+        if section.empty:
+            body.append(f'<p class="missing">{html.escape(section.missing)}</p>')
         body.append('<div class="grid">')
-        for chart in section.charts:
+        for chart in _in_rows(section.charts):
             wide = ' class="wide"' if chart.wide else ""
             body.append(
                 f"<figure{wide}><figcaption><b>{html.escape(chart.title)}</b> {html.escape(chart.sentence)}</figcaption>"

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rankloom.config import EvaluationConfig
 from rankloom.data.sequences import load_sequences
@@ -17,7 +19,7 @@ from rankloom.data.shop import Shop
 from rankloom.errors import RankloomError
 from rankloom.evaluation.evaluate import EvaluationResult, evaluate
 from rankloom.evaluation.rankloom_system import RankloomSystem
-from rankloom.evaluation.report import measure_latency, write_report
+from rankloom.evaluation.report import Chart, _data, _in_rows, measure_latency, write_report
 from rankloom.evaluation.sasrec import SASRec
 from rankloom.evaluation.suite import SYSTEMS, suite
 from rankloom.files import write_json
@@ -91,6 +93,50 @@ def test_it_is_one_offline_file(folder: Path, tmp_path: Path) -> None:
     assert "rankloom evaluate" in markup
 
 
+def test_what_was_not_measured_stands_at_the_end_and_says_how(folder: Path, tmp_path: Path) -> None:
+    page = write_report(folder, tmp_path / "report.html", latency_seconds=0).read_text(encoding="utf-8")
+    sections = re.findall(r'<section id="([\w-]+)"', page)
+    assert sections == re.findall(r'<a href="#([\w-]+)"', page)
+    assert sections[-1] == "quality"
+    missing = re.search(r'<p class="missing">(.*?)</p>', page)
+    assert missing is not None
+    assert f"rankloom evaluate {folder} SHOP --baselines --out {tmp_path / 'evaluation.json'}" in missing[1]
+
+
+def test_captions_tell_of_the_last_bar_only_where_it_is_there(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def caption(title: str) -> str:
+        page = write_report(folder, tmp_path / "report.html", latency_seconds=0).read_text(encoding="utf-8")
+        found = re.search(rf"<figcaption><b>{title}</b>(.*?)</figcaption>", page)
+        assert found is not None
+        return found[1]
+
+    assert "last bar" not in caption("Collisions: items per semantic ID")
+    monkeypatch.setattr("rankloom.evaluation.report._FULLEST", 1)
+    assert "The last bar is 1 and more." in caption("Collisions: items per semantic ID")
+
+
+def test_an_axis_of_counts_begins_at_one_and_bars_end_with_the_longest_history(model: Rankloom) -> None:
+    shape = {"history_lengths": [0, 4, 2, *[0] * 58], "popularity_rank": [1, 2, 3], "popularity_count": [9, 1, 0]}
+    model.metadata["shape"] = shape
+    lengths, popularity, *_ = _data(model)
+    assert lengths.option["series"][0]["data"] == [0, 4, 2]
+    assert "more" not in lengths.sentence
+    assert popularity.option["series"][0]["data"] == [(1, 9), (2, 1)]
+    assert popularity.option["yAxis"]["min"] == 1
+    assert "nobody took" in popularity.sentence
+    shape["history_lengths"][60] = 3
+    assert "the last bar is 60 and more" in _data(model)[0].sentence
+
+
+@given(st.lists(st.booleans(), max_size=9))
+def test_no_row_of_charts_is_half_empty(wide: list[bool]) -> None:
+    placed = _in_rows([Chart(str(n), "", {}, own) for n, own in enumerate(wide)])
+    assert [chart.title for chart in placed] == [str(n) for n in range(len(wide))]
+    runs = "".join("W" if chart.wide else "n" for chart in placed).split("W")
+    assert all(len(run) % 2 == 0 for run in runs)
+    assert all(chart.wide for chart, own in zip(placed, wide, strict=True) if own)
+
+
 def test_titles_and_categories_cannot_break_out_of_the_page(model: Rankloom, tmp_path: Path) -> None:
     evil = "</script><img src=x onerror=alert(1)>"
     path = pl.Series([["root", evil, evil]] * model.items.height, dtype=pl.List(pl.String()))
@@ -106,6 +152,15 @@ def test_a_broken_evaluation_is_told_and_nothing_is_written(folder: Path, tmp_pa
     with pytest.raises(RankloomError, match="not valid JSON"):
         write_report(folder, tmp_path / "report.html", latency_seconds=0)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rankloom.evaluation.report.measure_latency", lambda *_, **__: pytest.fail("it was measured"))
+    (tmp_path / "file").write_text("")
+    for out in (Path("/proc/x.html"), tmp_path, tmp_path / "file" / "x.html"):
+        with pytest.raises(RankloomError, match="cannot be written") as refused:
+            write_report(folder, out)
+        assert ".tmp-" not in str(refused.value)
 
 
 def test_latency_is_that_of_single_requests(model: Rankloom) -> None:

@@ -13,8 +13,20 @@ const whisker = ([side, sides]) => (_, api) => {
   return { type: "group", children: [bar(x + shift, low, x + shift, high), bar(x + shift - 4, low, x + shift + 4, low), bar(x + shift - 4, high, x + shift + 4, high)] };
 };
 
+// the most of a label that its box holds: "12  Toys" in one line or two, else "12", else nothing; the tooltip has it all
+const wide = (text) => [...text].reduce((sum, c) => sum + (c.codePointAt(0) > 0x2e80 ? 12.5 : 7.2), 0);
+const fitting = (series) => ({ name, dataIndex }) => {
+  const { width, height } = series().getData().getItemLayout(dataIndex) ?? { width: 0, height: 0 };
+  const [code, ...rest] = name.split(/\s+/), meaning = rest.join(" ");
+  if (height < 16) return "";
+  if (wide(name) <= width - 12) return name;
+  if (height >= 36 && wide(meaning) <= width - 12) return `${code}\n${meaning}`;
+  return wide(code) <= width - 10 ? code : "";
+};
+
 const charts = options.map((option, number) => {
   for (const series of option.series) {
+    if (series.type === "treemap") series.label.formatter = fitting(() => chart.getModel().getSeriesByIndex(0));
     if (!series.whisker) continue;
     series.renderItem = whisker(series.whisker);
     series.encode = { x: 0, y: [1, 2] };
