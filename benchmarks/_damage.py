@@ -16,7 +16,8 @@ from _common import ROOT
 from safetensors.numpy import load_file, save_file
 
 sys.path.insert(0, str(ROOT))
-from rankloom.model_folder import write_manifest
+from rankloom.files import read_json, sha256_file, write_json
+from rankloom.model_folder import CARD, MANIFEST
 
 FILES = ("config.json", "model.safetensors", "semantic_ids.safetensors", "items.parquet", "histories.parquet", "memory.safetensors")
 Damage = Callable[[Path], None]
@@ -48,7 +49,10 @@ def _forged(change: Damage) -> Damage:
 
     def own(folder: Path) -> None:
         change(folder)
-        write_manifest(folder, parents={})
+        manifest = read_json(folder / MANIFEST)
+        files = [file for file in folder.iterdir() if file.is_file() and file.name not in (MANIFEST, CARD)]
+        manifest["files"] = {file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size} for file in files}
+        write_json(folder / MANIFEST, manifest)
 
     return own
 

@@ -152,6 +152,8 @@ class Refiner(nn.Module):
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Refiner:
         own = {name: torch.from_numpy(np.asarray(value)) for name, value in arrays.items()}
+        if len(own["mean_F"]) != len(FEATURES):
+            raise ValueError(f"{len(own['mean_F'])} features, this version has {len(FEATURES)}")
         refiner = cls(own["mean_F"], own["spread_F"])
         refiner.load_state_dict(own)
         return refiner.eval()

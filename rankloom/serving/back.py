@@ -24,7 +24,7 @@ from rankloom.serving import logs
 from rankloom.serving.app import create_app
 from rankloom.serving.channel import ANSWER, FAILED, GROUP, READY, Channel
 from rankloom.serving.http import problem
-from rankloom.serving.registry import pointed_to
+from rankloom.serving.registry import pointed_to, unusable
 from rankloom.serving.settings import ServerSettings
 
 _log = logging.getLogger("rankloom.serving")
@@ -52,7 +52,12 @@ def build(settings: ServerSettings) -> Any:
     if folder != asked:
         _log.warning("serving %s: it was deployed over %s before the restart", folder, asked)
     app = create_app(model, replace(settings, folder=folder))
-    app.state.serving.warm_up()
+    try:
+        app.state.serving.warm_up()
+    except RankloomError:
+        raise
+    except Exception as error:
+        raise unusable(folder, error) from error
     return app
 
 

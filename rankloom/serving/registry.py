@@ -284,12 +284,7 @@ class Registry:
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:  # polars ends a panic of its own with a BaseException
-            raise RefusedModelError(
-                f"the model folder {folder.name} cannot be used: {type(error).__name__}: {str(error).partition(chr(10))[0][:300]}",
-                place=str(folder),
-                action="copy the folder again, whole, or train again",
-                code="model-mismatch",
-            ) from error
+            raise unusable(folder, error) from error
         return snapshot
 
     def _check_related(self, snapshot: Snapshot, folder: Path) -> None:
@@ -351,6 +346,16 @@ class Registry:
                  "folder": folder, "why": why}  # fmt: skip
         self.history.append(event)
         _log.warning("model %s %s %s", version.version, what, why)
+
+
+def unusable(folder: Path, error: BaseException) -> RefusedModelError:
+    """A model folder that is whole by its manifest, and at which something failed that nobody expected."""
+    return RefusedModelError(
+        f"the model folder {folder.name} cannot be used: {type(error).__name__}: {str(error).partition(chr(10))[0][:300]}",
+        place=str(folder),
+        action="use the version that wrote the folder, copy the folder again, whole, or train again",
+        code="model-mismatch",
+    )
 
 
 def pointed_to(pointer: Path, asked: Path) -> Path:

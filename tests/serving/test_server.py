@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -13,15 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from rankloom.cli import app as cli
+from rankloom.decoding.refine import FEATURES, Refiner
 from rankloom.errors import RankloomError
+from rankloom.recommender import Rankloom
+from rankloom.serving.back import build
 from rankloom.serving.client import call
 from rankloom.serving.gate import Gate
 from rankloom.serving.keys import KeyRing
 from rankloom.serving.logs import JsonLines
 from rankloom.serving.metrics import Metrics
+from rankloom.serving.settings import ServerSettings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from _serving import LiveServer
@@ -115,6 +121,43 @@ def test_a_server_that_cannot_start_says_why(root: Path, tmp_path: Path) -> None
     (tmp_path / "state").write_text("no state at all, but a file" * 100)
     with pytest.raises(RuntimeError, match="the state file cannot be opened"):
         LiveServer(root / "a", tmp_path / "state").start()
+
+
+def test_a_model_that_cannot_answer_is_told_at_the_start(model: Rankloom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise ValueError("19 columns, not 18\nsecond line")
+
+    monkeypatch.setattr(model, "recommend_batch", broken)
+    monkeypatch.setattr(Rankloom, "from_pretrained", lambda _: model)
+    with pytest.raises(RankloomError, match=r"old cannot be used: ValueError: 19 columns, not 18\n  where") as refused:
+        build(ServerSettings(asked=tmp_path / "old"))
+    assert refused.value.code == "model-mismatch"
+    assert "the version that wrote the folder" in str(refused.value.action)
+
+
+@pytest.mark.parametrize("damage", ["an older refiner", "a byte", "no weights", "no model at all"])
+def test_a_folder_that_is_damaged_or_older_is_told_by_name(model_path: Path, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_path, folder)
+    if damage == "an older refiner":
+        n = len(FEATURES) - 1
+        old = Refiner(torch.zeros(n), torch.ones(n))
+        own = Rankloom.from_pretrained(model_path)
+        own.refiner = old
+        own.save_pretrained(folder, overwrite=True)
+    elif damage == "a byte":
+        with open(folder / "model.safetensors", "r+b") as handle:
+            handle.seek(5000)
+            handle.write(b"\xff\xff")
+    elif damage == "no weights":
+        (folder / "model.safetensors").unlink()
+    else:
+        shutil.rmtree(folder)
+    with pytest.raises(RankloomError) as refused:
+        build(ServerSettings(asked=folder))
+    assert refused.value.code in ("model-mismatch", "model-damaged", "model-incomplete", "model-missing")
+    assert str(folder) in str(refused.value.place)
+    assert refused.value.action
 
 
 def test_the_command_line_tells_when_nobody_answers() -> None:
