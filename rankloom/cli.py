@@ -48,6 +48,15 @@ def options(
     """One generative model and one space of semantic IDs for feed, search and ads."""
 
 
+MapEvent = Annotated[
+    list[str] | None,
+    typer.Option("--map-event", help="word_of_the_log=kind, such as wishlist=like; may be repeated."),
+]
+DropEvent = Annotated[
+    list[str] | None, typer.Option("--drop-event", help="A kind of event to leave out; may be repeated.")
+]
+
+
 @app.command(
     "import",
     epilog="Example: rankloom import csv docs/example --out shop --map item_id=sku --map user_id=customer --yes",
@@ -62,6 +71,8 @@ def import_(
     source: Annotated[Path, typer.Argument(help="What the format expects: a folder with items.* and events.*, ...")],
     out: Annotated[Path, typer.Option("--out", help="The shop folder to write.")],
     map: Annotated[list[str] | None, typer.Option("--map", help="shop_column=source_column; may be repeated.")] = None,
+    map_event: MapEvent = None,
+    drop_event: DropEvent = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Take the guessed mapping without asking.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing shop.")] = False,
     encoding: Annotated[
@@ -78,8 +89,9 @@ def import_(
 
     ask = confirm if not (yes or as_json) and sys.stdin.isatty() else None
     report = import_data(
-        format, source, out, mapping=_mapping(map), overwrite=overwrite, encoding=encoding, confirm=ask
-    )
+        format, source, out, mapping=_mapping(map), overwrite=overwrite, encoding=encoding, confirm=ask,
+        kinds=_mapping(map_event, "--map-event", "word_of_the_log=kind", "wishlist=like"), drop=drop_event or (),
+    )  # fmt: skip
     if as_json:
         print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2))
         return
@@ -87,16 +99,18 @@ def import_(
     print(f"shop folder: {out}")
 
 
-def _mapping(pairs: list[str] | None) -> dict[str, str]:
+def _mapping(
+    pairs: list[str] | None, flag: str = "--map", form: str = "shop_column=source_column", example: str = "item_id=sku"
+) -> dict[str, str]:
     """`--map shop_column=source_column`, read."""
     mapping: dict[str, str] = {}
     for pair in pairs or []:
         shop, separator, column = pair.partition("=")
         if not separator or not shop or not column:
             raise RankloomError(
-                f"{pair!r} is not shop_column=source_column",
-                place="--map",
-                action="write e.g. --map item_id=sku",
+                f"{pair!r} is not {form}",
+                place=flag,
+                action=f"write e.g. {flag} {example}",
                 code="map-form",
             )
         mapping[shop.strip()] = column.strip()
@@ -110,6 +124,8 @@ def validate(
         str | None, typer.Option("--format", help="Of files that are no shop yet; csv, jsonl and parquet are seen.")
     ] = None,
     map: Annotated[list[str] | None, typer.Option("--map", help="As at the import; may be repeated.")] = None,
+    map_event: MapEvent = None,
+    drop_event: DropEvent = None,
     encoding: Annotated[str | None, typer.Option("--encoding", help="As at the import.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -118,7 +134,14 @@ def validate(
     from rankloom.data.validate import validate as run
 
     format = format or guess_format(shop)
-    report = run(shop) if format is None else validate_source(shop, format, mapping=_mapping(map), encoding=encoding)
+    if format is None:
+        report = run(shop)
+    else:
+        report = validate_source(
+            shop, format, mapping=_mapping(map), encoding=encoding, drop=drop_event or (),
+            kinds=_mapping(map_event, "--map-event", "word_of_the_log=kind", "wishlist=like"),
+            say=(lambda _: None) if as_json else print,
+        )  # fmt: skip
     print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2) if as_json else report.render())
     if report.errors:
         raise typer.Exit(1)

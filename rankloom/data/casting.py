@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ EVENT_ALIASES: Final[dict[str, str]] = {
     "basket": "add_to_cart", "加购": "add_to_cart",
     "buy": "purchase", "order": "purchase", "transaction": "purchase", "order completed": "purchase", "bought": "purchase",
     "rating": "purchase", "review": "purchase", "购买": "purchase", "下单": "purchase",
+    "wishlist": "like", "merken": "like", "kauf": "purchase", "gekauft": "purchase", "bestellung": "purchase", "achat": "purchase",
+    "compra": "purchase", "ansicht": "view", "warenkorb": "add_to_cart", "panier": "add_to_cart", "carrito": "add_to_cart",
     "fav": "like", "favorite": "like", "favourite": "like", "add_to_wishlist": "like", "收藏": "like", "点赞": "like",
     "forward": "share", "转发": "share", "分享": "share", "评论": "comment", "关注": "follow",
     "view_promotion": "impression", "select_promotion": "click", "products searched": "search",
@@ -54,6 +57,7 @@ _TYPES: Final[dict[str, Any]] = {
     **schema.ITEM_OPTIONAL, **schema.EVENT_OPTIONAL, **schema.ITEM_REQUIRED, **schema.EVENT_REQUIRED,
     **schema.CAMPAIGN_OPTIONAL, **schema.CAMPAIGN_REQUIRED,
 }  # fmt: skip
+_SAMPLE: Final = 1000
 KIND_NAMES: Final = ", ".join(schema.EVENT_KINDS[1:])
 
 
@@ -176,6 +180,7 @@ class Caster:
         table: the shop's table.
         explicit: the user's `--map`.
         mapping: a decided mapping instead of guessing.
+        kinds: the user's `--map-event`, a word of the log in lower case to an event kind.
 
     Raises:
         RankloomError: a column that is needed has no source or several.
@@ -189,11 +194,16 @@ class Caster:
         *,
         columns: Sequence[str] | None = None,
         mapping: list[Mapped] | None = None,
+        kinds: Mapping[str, str] | None = None,
     ) -> None:
         self.file = file
         self.table = table
         own = list(columns) if columns is not None else file.columns()
-        self.mapped = mapping if mapping is not None else guess(table, own, explicit, place=str(file.path))
+        self.kinds = dict(kinds or {})
+        words = {*EVENT_ALIASES, *schema.EVENT_KINDS[1:], *self.kinds}
+        self.mapped = mapping if mapping is not None else guess(
+            table, own, explicit, place=str(file.path), sample=self._sample, kinds=words
+        )  # fmt: skip
         self.sources = {each.shop: each.source for each in self.mapped}
         self.rest = [name for name in own if name not in self.sources.values()]
         self._times = {
@@ -218,6 +228,21 @@ class Caster:
                 self._refuse_scientific(shop, cast[shop], source, batch)
         return cast
 
+    def _sample(self) -> pl.DataFrame:
+        first = next(iter(self.file.batches()), None)
+        return pl.DataFrame() if first is None else first.frame.head(_SAMPLE)
+
+    def unused(self) -> str | None:
+        """A sentence on the columns that nothing was made of; None when there are none."""
+        if not self.rest:
+            return None
+        rows = self._sample()
+        told = []
+        for name in self.rest:
+            values = rows[name].drop_nulls() if name in rows.columns else pl.Series([], dtype=pl.String)
+            told.append(f"{name!r} (such as {str(values[0])[:40]!r})" if len(values) else repr(name))
+        return f"{self.file.path.name}: columns not used: {', '.join(told)}; --map OURS={self.rest[0]} says what one is"
+
     def place(self, batch: Batch, index: int, shop: str) -> str:
         """Where the value of a shop column at row `index` of a batch stands in the source."""
         return self.file.place(batch.numbers[index], self.sources.get(shop))
@@ -227,6 +252,8 @@ class Caster:
             return self._times[shop](raw[source], lambda row: self.place(batch, row, shop)).alias(shop)
         if shop == "attributes":
             return attributes(raw[source]).alias(shop)
+        if shop == "event" and self.kinds:
+            return raw.select(event_name(source, self.kinds).alias(shop)).to_series()
         return raw.select(cast_column(shop, source, raw.schema[source])).to_series()
 
     def _refuse_unreadable(self, shop: str, before: pl.Series, after: pl.Series, batch: Batch) -> None:
@@ -278,12 +305,18 @@ def refuse_unknown_kinds(frame: pl.DataFrame, caster: Caster, batch: Batch) -> N
     if bad.any():
         counts = kinds.filter(bad).value_counts(sort=True)
         names = ", ".join(f"{event!r} ({count:,})" for event, count in counts.head(5).iter_rows())
+        worst = [str(event) for event in counts["event"].head(5)]
         raise RankloomError(
             f"unknown event kinds: {names}",
             place=caster.place(batch, int(bad.arg_max() or 0), "event"),
-            action=f"rename them to one of {KIND_NAMES}",
+            action=f"say what each is, as in {_flag('--map-event', f'{worst[0]}=view')}, or leave it out: "
+            f"{' '.join(_flag('--drop-event', word) for word in worst)}; kinds: {KIND_NAMES}",
             code="event-unknown",
         )
+
+
+def _flag(flag: str, value: str) -> str:
+    return f"{flag} {shlex.quote(value)}"
 
 
 def text_id(name: str, kind: pl.DataType) -> pl.Expr:
@@ -370,10 +403,14 @@ def _flat(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def event_name(name: str) -> pl.Expr:
-    """Canonical event kinds; unknown names stay and are refused by the caller."""
+def event_name(name: str, own: Mapping[str, str] | None = None) -> pl.Expr:
+    """Canonical event kinds; unknown names stay and are refused by the caller.
+
+    Args:
+        own: words of this log in lower case to event kinds, before the usual ones.
+    """
     lowered = pl.col(name).cast(pl.String).str.strip_chars().str.to_lowercase()
-    return lowered.replace(EVENT_ALIASES)
+    return lowered.replace({**EVENT_ALIASES, **(own or {})})
 
 
 def surface_name(name: str) -> pl.Expr:

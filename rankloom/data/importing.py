@@ -7,7 +7,7 @@ catalogue is held in memory; events are not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from rankloom.data import schema
+from rankloom.data.casting import KIND_NAMES
 from rankloom.data.importers import Job, Tables, importers
-from rankloom.data.mapping import Mapped
-from rankloom.data.reading import check_encoding, require_file
+from rankloom.data.mapping import Mapped, in_micros
+from rankloom.data.reading import SUFFIXES, check_encoding, require_file
 from rankloom.errors import RankloomError
 from rankloom.files import atomic_folder, write_json
 
@@ -71,6 +72,8 @@ def import_data(
     mapping: Mapping[str, str] | None = None,
     overwrite: bool = False,
     encoding: str | None = None,
+    kinds: Mapping[str, str] | None = None,
+    drop: Collection[str] = (),
     confirm: Callable[[ImportReport], bool] | None = None,
 ) -> ImportReport:
     """Imports `source` as the shop `out`.
@@ -81,6 +84,8 @@ def import_data(
         mapping: shop column to source column, where the guess would be wrong.
         overwrite: replace an existing shop.
         encoding: of text files; UTF-8, UTF-16 and GB18030 are recognised without it.
+        kinds: words of the log to event kinds, where they are unknown.
+        drop: words of the log whose events are left out.
         confirm: asked with the mapping before any event is read; False takes the import back.
 
     Raises:
@@ -101,7 +106,12 @@ def import_data(
     if source.is_file():
         require_file(source)
     check_encoding(encoding)
-    job = Job(source, dict(mapping or {}), encoding)
+    job = Job(source, in_micros(mapping or {}), encoding, kinds=_kinds(kinds or {}), dropped=dict.fromkeys(_words(drop), 0))
+    if (job.kinds or job.dropped) and format not in SUFFIXES:
+        raise RankloomError(
+            f"{format} has event kinds of its own", place="--map-event" if job.kinds else "--drop-event",
+            action=f"leave it out, or import as {', '.join(SUFFIXES)}", code="kinds-fixed",
+        )  # fmt: skip
     try:
         with atomic_folder(out, overwrite=overwrite, marker="shop.json") as folder:
             tables = importers()[format].read(job)
@@ -112,6 +122,9 @@ def import_data(
                     code="import-declined",
                 )
             report = _write(tables, job, folder)
+            job.notices.extend(
+                f"--drop-event {word}: {n:,} events left out" + ("" if n else "; no event has this kind") for word, n in job.dropped.items()
+            )
             # a log that is read twice says everything twice
             notices = list(dict.fromkeys(job.notices))
             origin = {
@@ -119,6 +132,7 @@ def import_data(
                 "importer": format,
                 "clock": report.pop("clock"),
                 "rows": report["rows"],
+                "mapping": {name: {each.shop: each.source for each in own} for name, own in job.mapped.items()},
                 "notices": notices,
                 "unjoined": report["unjoined"],
             }
@@ -132,6 +146,21 @@ def import_data(
             code="source-broken",
         ) from None
     return ImportReport(mapping=job.mapped, notices=notices, **report)
+
+
+def _words(words: Collection[str]) -> list[str]:
+    return [word.strip().lower() for word in words]
+
+
+def _kinds(kinds: Mapping[str, str]) -> dict[str, str]:
+    """Event kinds by the log's words in lower case."""
+    for word, kind in kinds.items():
+        if kind not in schema.EVENT_KINDS[1:]:
+            raise RankloomError(
+                f"there is no event kind {kind!r}", place=f"--map-event {word}={kind}", action=f"choose one of {KIND_NAMES}",
+                code="event-unknown",
+            )  # fmt: skip
+    return {word.strip().lower(): kind for word, kind in kinds.items()}
 
 
 def _write(tables: Tables, job: Job, folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ same to files that are not a shop yet: it imports them into a scratch folder and
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -197,9 +197,13 @@ def validate(path: str | Path) -> ValidationReport:
 
 
 def validate_source(
-    source: str | Path, format: str, *, mapping: Mapping[str, str] | None = None, encoding: str | None = None
-) -> ValidationReport:
+    source: str | Path, format: str, *, mapping: Mapping[str, str] | None = None, encoding: str | None = None,
+    kinds: Mapping[str, str] | None = None, drop: Collection[str] = (), say: Callable[[str], None] = lambda _: None,
+) -> ValidationReport:  # fmt: skip
     """Runs every check on files that are to be imported: a dry run of the import, and of the validator on its result.
+
+    Args:
+        say: told the mapping and what was assumed.
 
     Raises:
         RankloomError: no such source, format or mapping; what is wrong with the files is a finding instead.
@@ -208,12 +212,13 @@ def validate_source(
     with tempfile.TemporaryDirectory(prefix="rankloom-validate-") as scratch:
         shop = Path(scratch) / "shop"
         try:
-            report = import_data(format, source, shop, mapping=mapping, encoding=encoding)
+            report = import_data(format, source, shop, mapping=mapping, encoding=encoding, kinds=kinds, drop=drop)
         except RankloomError as error:
             if error.place in ("FORMAT", "--map", "--encoding") or not source.exists():
                 raise
             own = Finding(error.code, "error", error.message, error.place or str(source), error.action or "mend it")
             return ValidationReport([own], N_CHECKS)
+        say(report.render())
         findings: list[Finding] = []
         for notice in report.notices:
             name, _, said = notice.partition(": read as ")
@@ -242,8 +247,13 @@ def guess_format(path: str | Path) -> str | None:
         return None
     if (path / "sequences.parquet").exists():
         return "sequences"
-    found = find_table(path, "events", tuple(SUFFIXES)) if path.is_dir() else None
-    return None if found is None else found[1]
+    if not path.is_dir():
+        return None
+    found = find_table(path, "events", tuple(SUFFIXES))
+    if found is not None:
+        return found[1]
+    there = [own for own, suffixes in SUFFIXES.items() if any(file.name.lower().endswith(suffixes) for file in path.iterdir())]
+    return there[0] if len(there) == 1 else None
 
 
 def _json(path: Path) -> dict[str, Any]:

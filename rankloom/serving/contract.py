@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MAX_BODY: Final = 2_000_000
 _MAX_INT: Final = 2**62
@@ -134,6 +134,9 @@ class ItemIn(Body):
     description: str | None = Field(default=None, max_length=20_000)
     brand: str | None = Field(default=None, max_length=500)
     category: list[Annotated[str, Field(max_length=500)]] | None = Field(default=None, max_length=20)
+    price: float | None = Field(
+        default=None, ge=0, le=1e12, allow_inf_nan=False, exclude=True, description="in the currency's unit, instead of price_micros"
+    )
     price_micros: int | None = Field(default=None, ge=0, le=_MAX_INT)
     currency: str | None = Field(default=None, max_length=10)
     attributes: dict[Annotated[str, Field(max_length=200)], Annotated[str, Field(max_length=2000)]] | None = Field(
@@ -143,6 +146,15 @@ class ItemIn(Body):
     duration_s: Seconds | None = None
     in_stock: bool | None = None
     image_url: str | None = Field(default=None, max_length=2000)
+
+    @model_validator(mode="after")
+    def _one_price(self) -> ItemIn:
+        if self.price is not None:
+            micros = round(self.price * 1e6)
+            if self.price_micros not in (None, micros):
+                raise ValueError("price and price_micros differ: give one of them")
+            self.price_micros = micros
+        return self
 
 
 class Items(Body):

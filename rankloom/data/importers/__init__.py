@@ -36,6 +36,8 @@ class Job:
         encoding: of text files; None detects it.
         notices: what was assumed or repaired.
         mapped: per file what became what.
+        kinds: the user's `--map-event`, a word of the log in lower case to an event kind.
+        dropped: the user's `--drop-event`, words in lower case; how many events of each were left out.
     """
 
     source: Path
@@ -43,6 +45,8 @@ class Job:
     encoding: str | None = None
     notices: list[str] = field(default_factory=list)
     mapped: dict[str, list[Mapped]] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
 
     def allow(self, *columns: str) -> None:
         """Refuses a `--map` of any other shop column: this format knows where they are."""

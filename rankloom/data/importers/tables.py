@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +13,10 @@ from rankloom.data import catalogue, schema
 from rankloom.data.casting import Caster, refuse_missing, refuse_unknown_kinds
 from rankloom.data.importers import Importer, Job, Tables
 from rankloom.data.mapping import check_explicit
-from rankloom.data.reading import SUFFIXES, TableFile, find_table
+from rankloom.data.reading import SUFFIXES, Batch, TableFile, find_table
 from rankloom.errors import RankloomError
+
+_FEW: Final = 6
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,39 @@ class TablesImporter:
             }  # fmt: skip
             found = {table: find_table(job.source, stem, (self.name,)) for table, stem in stems.items()}
             paths = {table: own[0] for table, own in found.items() if own is not None}
+            if schema.EVENTS not in paths and schema.ITEMS not in paths:
+                paths |= self._by_columns(job)
         if schema.EVENTS not in paths:
             names = ", ".join("events" + suffix for suffix in SUFFIXES[self.name])
             raise RankloomError(
                 f"the folder has no events file ({names})", place=str(job.source),
-                action="name the log events.csv (or .jsonl, .parquet)", code="events-missing",
+                action="name the log events.csv (or .jsonl, .parquet), or map its columns: --map user_id=... --map timestamp=...",
+                code="events-missing",
             )  # fmt: skip
         files = {table: TableFile(path, self.name, job.encoding, notices=job.notices) for table, path in paths.items()}
         columns = {table: file.columns() for table, file in files.items()}
         check_explicit(job.mapping, {name for own in columns.values() for name in own}, place=str(job.source))
-        casters = {table: Caster(file, table, job.mapping, columns=columns[table]) for table, file in files.items()}
-        for caster in casters.values():
+        casters: dict[str, Caster] = {}
+        # the catalogue first: the log names its items by a column of the same name
+        for table in sorted(files, key=lambda table: table != schema.ITEMS):
+            asked = dict(job.mapping)
+            if table == schema.EVENTS and schema.ITEMS in casters and "item_id" not in asked:
+                own = casters[schema.ITEMS].sources["item_id"]
+                if own in columns[table] and own.strip().lower() != "id":
+                    asked["item_id"] = own
+            caster = Caster(files[table], table, asked, columns=columns[table], kinds=job.kinds)
+            if len(asked) > len(job.mapping):
+                caster.mapped = [
+                    replace(each, why="as in the catalogue") if each.shop == "item_id" else each for each in caster.mapped
+                ]
+            casters[table] = caster
+        for table, caster in casters.items():
             job.mapped[caster.file.path.name] = caster.mapped
-        log = EventLog(casters[schema.EVENTS], job.notices)
+            # of people every column is kept
+            unused = None if table == schema.USERS else caster.unused()
+            if unused:
+                job.notices.append(unused)
+        log = EventLog(casters[schema.EVENTS], job.notices, job.dropped)
         if schema.ITEMS in casters:
             items = catalogue.read_items(casters[schema.ITEMS])
             items = catalogue.finish(items, files[schema.ITEMS], job.notices)
@@ -64,6 +86,28 @@ class TablesImporter:
         )
 
 
+    def _by_columns(self, job: Job) -> dict[str, Path]:
+        """Log and catalogue among files of any names: the log is the one with people and times."""
+        files = [path for path in sorted(job.source.iterdir()) if path.name.lower().endswith(SUFFIXES[self.name])]
+        if not 1 <= len(files) <= _FEW:
+            return {}
+        found: dict[str, list[Path]] = {schema.EVENTS: [], schema.ITEMS: []}
+        for path in files:
+            for table, own in found.items():
+                try:
+                    Caster(TableFile(path, self.name, job.encoding), table, job.mapping, kinds=job.kinds)
+                except RankloomError:
+                    continue
+                own.append(path)
+                break
+        if len(found[schema.EVENTS]) != 1 or len(found[schema.ITEMS]) > 1:
+            return {}
+        paths = {table: own[0] for table, own in found.items() if own}
+        told = ", ".join(f"{path.name} read as the {table.removesuffix('.parquet')}" for table, path in paths.items())
+        job.notices.append(f"by their columns: {told}")
+        return paths
+
+
 class EventLog:
     """The events of one mapped table, read anew at every call.
 
@@ -71,13 +115,17 @@ class EventLog:
         RankloomError: while reading: a row without person, time or known event kind, or a value that cannot be read.
     """
 
-    def __init__(self, caster: Caster, notices: list[str]) -> None:
+    def __init__(self, caster: Caster, notices: list[str], dropped: dict[str, int] | None = None) -> None:
         self.caster = caster
+        self.dropped = {} if dropped is None else dropped
         if "event" not in caster.sources:
             notices.append(f"{caster.file.path.name}: no event kind; every row read as a click")
 
     def __call__(self) -> Iterator[pl.DataFrame]:
+        self.dropped.update(dict.fromkeys(self.dropped, 0))
         for batch in self.caster.file.batches():
+            if self.dropped and "event" in self.caster.sources:
+                batch = self._kept(batch)
             events = self.caster(batch)
             if "event" not in events.columns:
                 events = events.with_columns(pl.lit("click").alias("event"))
@@ -85,6 +133,13 @@ class EventLog:
             refuse_missing(events, "timestamp", self.caster, batch)
             refuse_unknown_kinds(events, self.caster, batch)
             yield events
+
+    def _kept(self, batch: Batch) -> Batch:
+        word = batch.frame[self.caster.sources["event"]].cast(pl.String).str.strip_chars().str.to_lowercase()
+        for own in self.dropped:
+            self.dropped[own] += int((word == own).sum())
+        rows = (~word.is_in(list(self.dropped))).fill_null(True)
+        return Batch(batch.frame.filter(rows), [n for n, keep in zip(batch.numbers, rows.to_list(), strict=True) if keep])
 
 
 def read_users(caster: Caster) -> pl.DataFrame:
