@@ -13,6 +13,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,9 @@ from _common import ROOT
 
 sys.path.insert(0, str(ROOT))
 from rankloom.config import Config
+from rankloom.errors import RankloomError
 from rankloom.pipeline import train
+from rankloom.recommender import Rankloom
 from rankloom.simulation.bazaar import generate_bazaar
 
 MODELS = ROOT / "runs" / "benchmarks" / "serving_models"
@@ -41,13 +44,23 @@ def small_models(n: int = 2, *, scale: float = 0.05) -> list[Path]:
     folders = []
     for seed in range(n):
         folder = MODELS / f"model-{seed}"
-        if not (folder / "manifest.json").exists():
+        if not _usable(folder):
+            shutil.rmtree(folder, ignore_errors=True)
             config = Config.preset_config("tiny").with_overrides(
                 ["training.min_steps=60", "training.max_epochs=2", f"seed={seed}"]
             )
             train(shop, folder, config, quiet=True)
         folders.append(folder)
     return folders
+
+
+def _usable(folder: Path) -> bool:
+    """Whether the folder is a model of this version; one that an older version left is made again."""
+    try:
+        Rankloom.from_pretrained(folder)
+    except RankloomError:
+        return False
+    return True
 
 
 class LiveServer:
