@@ -46,6 +46,9 @@ class Front:
         self._sent: set[int] = set()
         self._queue: deque[tuple[int, dict[str, Any], bytes, float]] = deque()
         self._reply_s = 0.0  # smoothed time of a reply
+        self._each_s = 0.0  # smoothed time that the model takes for one question, in company
+        self._done = 0  # replies since `_since`, while the model had something to do all the time
+        self._since = 0.0
         self.draining = False
         self.lost = asyncio.Event()
 
@@ -55,7 +58,9 @@ class Front:
         # a reply's time is that of a full queue when there is one; in between, what waits is in proportion
         wait = self._reply_s if self._asking >= self._settings.max_batch else 0.0
         allowed = self._settings.deadline_s if deadline_s is None else deadline_s
-        if self._asking < most and wait <= allowed:
+        # after a moment without a reply (a busy machine, a swap) more wait than a full queue, and all can be answered in time
+        soon = self._each_s > 0 and self._asking * self._each_s <= 0.7 * allowed and self._asking < 4 * self._settings.max_queue
+        if (self._asking < most or soon) and wait <= allowed:
             return
         raise OverloadedError(
             f"the server is busy: {self._asking} questions are on their way", retry_after=max(0.1, min(5.0, self._reply_s))
@@ -68,6 +73,7 @@ class Front:
             if number in self._sent:
                 self._sent.remove(number)
                 self._there -= 1
+                self._learn()
                 if not self._there or len(self._queue) >= self._settings.max_batch:
                     self._pump()
             future = self._waiting.pop(number, None)
@@ -77,6 +83,16 @@ class Front:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(ConnectionResetError())
+
+    def _learn(self) -> None:
+        """How long the model takes when enough waits for it, from a full batch of replies; one pause counts little."""
+        self._done += 1
+        if self._done < self._settings.max_batch:
+            return
+        now = time.monotonic()
+        own = (now - self._since) / self._done
+        self._each_s = own if self._each_s == 0 else 0.9 * self._each_s + 0.1 * min(own, 2 * self._each_s)
+        self._since, self._done = now, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -157,6 +173,8 @@ class Front:
                     OverloadedError("the deadline passed while the request waited", retry_after=1.0, code="deadline-passed")
                 )
         if group:
+            if not self._there:
+                self._since, self._done = now, 0
             self._there += len(group)
             self._sent.update(number for number, _, _ in group)
             self._channel.send(len(group), GROUP, None)

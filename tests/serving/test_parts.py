@@ -192,6 +192,40 @@ def test_the_front_sends_groups_refuses_the_rest_and_survives_the_loss_of_the_mo
     asyncio.run(run())
 
 
+def test_after_a_pause_of_the_model_more_may_wait_than_a_queue_holds_as_long_as_it_is_in_time() -> None:
+    front = Front(Wire(), Metrics(only=FRONT), BatchSettings(max_batch=2, max_queue=10, deadline_s=1.0))  # type: ignore[arg-type]
+    front._asking = 20
+    with pytest.raises(OverloadedError):
+        front.busy(None)  # nothing is known of the model: the queue's length counts
+    front._each_s = 0.02
+    front.busy(None)  # 20 questions of 20 ms are 0.4 s of the second
+    with pytest.raises(OverloadedError):
+        front.busy(0.5)
+    front._asking = 40
+    with pytest.raises(OverloadedError):
+        front.busy(None)
+
+
+def test_one_pause_among_full_batches_hardly_changes_what_a_question_is_thought_to_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("rankloom.serving.front.time.monotonic", lambda: now[0])
+    front = Front(Wire(), Metrics(only=FRONT), BatchSettings(max_batch=4))  # type: ignore[arg-type]
+
+    def batch(seconds: float, replies: int = 4) -> None:
+        now[0] += seconds
+        for _ in range(replies):
+            front._learn()
+
+    for _ in range(20):
+        batch(0.04)
+    assert front._each_s == pytest.approx(0.01)
+    batch(5.0)
+    assert front._each_s <= 0.0111
+    for _ in range(60):
+        batch(0.08)
+    assert front._each_s == pytest.approx(0.02, rel=0.05)
+
+
 # -- arranging -------------------------------------------------------------------------------------------------------------
 
 pools = st.integers(1, 25).flatmap(
