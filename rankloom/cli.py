@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,6 +58,10 @@ DropEvent = Annotated[
 ]
 
 
+ItemsFile = Annotated[Path | None, typer.Option("--items", help="The catalogue's file (csv, jsonl, parquet), whatever its name.")]
+EventsFile = Annotated[Path | None, typer.Option("--events", help="The log's file, likewise.")]
+
+
 @app.command(
     "import",
     epilog="Example: rankloom import csv docs/example --out shop --map item_id=sku --map user_id=customer --yes",
@@ -68,35 +73,76 @@ def import_(
             help="amazon, csv, ga4, jsonl, kuairand, kuaisar, merchant-feed, movielens, parquet or sequences."
         ),
     ],
-    source: Annotated[Path, typer.Argument(help="What the format expects: a folder with items.* and events.*, ...")],
     out: Annotated[Path, typer.Option("--out", help="The shop folder to write.")],
-    map: Annotated[list[str] | None, typer.Option("--map", help="shop_column=source_column; may be repeated.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="What the format expects; of csv, jsonl and parquet a folder with a catalogue and a log."),
+    ] = None,
+    items: ItemsFile = None,
+    events: EventsFile = None,
+    map: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="shop_column=source_column, such as price=preis_eur; empty leaves one out; may be repeated."),
+    ] = None,
     map_event: MapEvent = None,
     drop_event: DropEvent = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Take the guessed mapping without asking.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Take the guessed mapping; without it a terminal is asked, anything else refused.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing shop.")] = False,
     encoding: Annotated[
         str | None, typer.Option("--encoding", help="Of text files; UTF-8, UTF-16 and GB18030 are recognised.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn what you have into a shop folder."""
+    """Turn what you have into a shop folder. Which column is what is guessed and shown: look first with `rankloom validate`."""
     from rankloom.data.importing import ImportReport, import_data
 
-    def confirm(report: ImportReport) -> bool:
-        print(report.render())
-        return typer.confirm("Is this mapping right?", default=True)
+    shown = ""
+    command = _again(
+        ["rankloom", "import", format, *([str(source)] if source else []), "--out", str(out)],
+        {"--items": items, "--events": events, "--map": map, "--map-event": map_event, "--drop-event": drop_event, "--encoding": encoding},
+        [flag for flag, wanted in (("--overwrite", overwrite), ("--yes", True)) if wanted],
+    )
 
-    ask = confirm if not (yes or as_json) and sys.stdin.isatty() else None
+    def confirm(report: ImportReport) -> bool:
+        nonlocal shown
+        if yes or not (report.guessed or report.warnings):
+            return True
+        shown = report.render()
+        if sys.stdin.isatty():
+            print(shown)
+            return typer.confirm("Is this mapping right?", default=True)
+        print(shown, file=sys.stderr)
+        raise RankloomError(
+            "the mapping above is a guess, and nobody has agreed to it", place=str(source or events),
+            action=f"if it is right: {command}", code="mapping-unconfirmed",
+        )  # fmt: skip
+
     report = import_data(
-        format, source, out, mapping=_mapping(map), overwrite=overwrite, encoding=encoding, confirm=ask,
+        format, source, out, mapping=_mapping(map), overwrite=overwrite, encoding=encoding, items=items, events=events,
         kinds=_mapping(map_event, "--map-event", "word_of_the_log=kind", "wishlist=like"), drop=drop_event or (),
+        confirm=confirm, command=shlex.split(command),
     )  # fmt: skip
     if as_json:
         print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2))
         return
-    print(report.render())
+    # what was shown with the question is not said again
+    print(_fresh(report.render(), shown))
     print(f"shop folder: {out}")
+
+
+def _fresh(text: str, shown: str) -> str:
+    old = set(shown.splitlines())
+    return "\n".join(line for line in text.splitlines() if line not in old)
+
+
+def _again(words: list[str], options: dict[str, Any], flags: list[str]) -> str:
+    """The command as it was written, to be told with what it lacks."""
+    for flag, value in options.items():
+        for own in value if isinstance(value, list) else [] if value is None else [value]:
+            words = [*words, flag, str(own)]
+    return shlex.join([*words, *flags])
 
 
 def _mapping(
@@ -106,7 +152,7 @@ def _mapping(
     mapping: dict[str, str] = {}
     for pair in pairs or []:
         shop, separator, column = pair.partition("=")
-        if not separator or not shop or not column:
+        if not separator or not shop or not (column or flag == "--map"):
             raise RankloomError(
                 f"{pair!r} is not {form}",
                 place=flag,
@@ -119,10 +165,12 @@ def _mapping(
 
 @app.command(epilog="Example: rankloom validate demo/shop")
 def validate(
-    shop: Annotated[Path, typer.Argument(help="A shop folder, or files that are to be imported.")],
+    shop: Annotated[Path | None, typer.Argument(help="A shop folder, or files that are to be imported.")] = None,
     format: Annotated[
         str | None, typer.Option("--format", help="Of files that are no shop yet; csv, jsonl and parquet are seen.")
     ] = None,
+    items: ItemsFile = None,
+    events: EventsFile = None,
     map: Annotated[list[str] | None, typer.Option("--map", help="As at the import; may be repeated.")] = None,
     map_event: MapEvent = None,
     drop_event: DropEvent = None,
@@ -130,21 +178,46 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Check a shop, or files before their import: each finding is a fact, a place and an action. Changes nothing."""
+    from dataclasses import asdict
+
+    from rankloom.data.importing import ImportReport
     from rankloom.data.validate import guess_format, validate_source
     from rankloom.data.validate import validate as run
 
-    format = format or guess_format(shop)
-    if format is None:
-        report = run(shop)
-    else:
-        report = validate_source(
-            shop, format, mapping=_mapping(map), encoding=encoding, drop=drop_event or (),
-            kinds=_mapping(map_event, "--map-event", "word_of_the_log=kind", "wishlist=like"),
-            say=(lambda _: None) if as_json else print,
+    some = shop or events or items
+    if some is None:
+        raise RankloomError(
+            "there is nothing to validate", place="SHOP", action="give a shop, files to import, or --events FILE --items FILE",
+            code="source-missing",
         )  # fmt: skip
-    print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2) if as_json else report.render())
+    format = format or guess_format(some)
+    told: dict[str, Any] = {}
+    if format is None:
+        report = run(some)
+    else:
+        told = {"format": format, "mapping": {}, "notices": [], "warnings": []}
+        options = {"--items": items, "--events": events, "--map": map, "--map-event": map_event, "--drop-event": drop_event, "--encoding": encoding}
+        where = [str(shop)] if shop else []
+        shown: list[str] = []
+
+        def show(own: ImportReport) -> None:
+            told["mapping"] = told["mapping"] or {name: [asdict(each) for each in each_file] for name, each_file in own.mapping.items()}
+            told["notices"], told["warnings"] = own.notices, own.warnings
+            if not as_json:
+                text = _fresh(own.render(), "\n".join(shown))
+                shown.extend(text.splitlines())
+                print(text)
+
+        report = validate_source(
+            shop, format, mapping=_mapping(map), encoding=encoding, drop=drop_event or (), items=items, events=events, show=show,
+            kinds=_mapping(map_event, "--map-event", "word_of_the_log=kind", "wishlist=like"),
+            command=shlex.split(_again(["rankloom", "validate", *where], options, [])),
+        )  # fmt: skip
+    print(json.dumps({**report.to_dict(), **told}, ensure_ascii=False, indent=2) if as_json else report.render())
     if report.errors:
         raise typer.Exit(1)
+    if format is not None and not as_json:
+        print(f"to import it: {_again(['rankloom', 'import', format, *where, '--out', 'shop'], options, ['--yes'])}")
 
 
 @app.command(epilog="Example: rankloom train demo/shop --out model --preset tiny")

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import polars as pl
 
 from rankloom.data import schema
-from rankloom.data.mapping import Mapped, guess
+from rankloom.data.mapping import Looks, Mapped, again, guess
 from rankloom.data.reading import Batch, TableFile
 from rankloom.errors import RankloomError
 
@@ -29,12 +31,21 @@ EVENT_ALIASES: Final[dict[str, str]] = {
     "buy": "purchase", "order": "purchase", "transaction": "purchase", "order completed": "purchase", "bought": "purchase",
     "rating": "purchase", "review": "purchase", "购买": "purchase", "下单": "purchase",
     "wishlist": "like", "merken": "like", "kauf": "purchase", "gekauft": "purchase", "bestellung": "purchase", "achat": "purchase",
+    "kaufen": "purchase", "bestellt": "purchase", "achete": "purchase", "comprar": "purchase", "покупка": "purchase", "заказ": "purchase",
+    "purchased": "purchase", "ordered": "purchase", "checkout": "purchase", "viewed": "view", "clicked": "click", "liked": "like",
+    "angesehen": "view", "gesehen": "view", "klick": "click", "geklickt": "click", "clic": "click", "vue": "view", "vista": "view",
+    "просмотр": "view", "клик": "click", "查看": "view", "加入购物车": "add_to_cart", "加购物车": "add_to_cart", "added_to_cart": "add_to_cart",
     "compra": "purchase", "ansicht": "view", "warenkorb": "add_to_cart", "panier": "add_to_cart", "carrito": "add_to_cart",
     "fav": "like", "favorite": "like", "favourite": "like", "add_to_wishlist": "like", "收藏": "like", "点赞": "like",
     "forward": "share", "转发": "share", "分享": "share", "评论": "comment", "关注": "follow",
     "view_promotion": "impression", "select_promotion": "click", "products searched": "search",
     "product added to wishlist": "like", "product shared": "share",
     "hate": "dislike", "block": "dislike", "不喜欢": "dislike", "view_search_results": "search", "搜索": "search",
+}  # fmt: skip
+# the same words however they are joined
+_WORDS: Final[dict[str, str]] = {
+    re.sub(r"[\s_-]+", joint, word): kind
+    for word, kind in {**{kind: kind for kind in schema.EVENT_KINDS[1:]}, **EVENT_ALIASES}.items() for joint in ("", " ", "-", "_")
 }  # fmt: skip
 # (name, divisor to seconds, smallest and largest plausible value: the years 1990 to 2100)
 _UNITS: Final = (
@@ -181,9 +192,10 @@ class Caster:
         explicit: the user's `--map`.
         mapping: a decided mapping instead of guessing.
         kinds: the user's `--map-event`, a word of the log in lower case to an event kind.
+        other: of a log, the catalogue's ids as its only column; of a catalogue, rows of the log.
 
     Raises:
-        RankloomError: a column that is needed has no source or several.
+        UnmappedError: a column that is needed has no source or several.
     """
 
     def __init__(
@@ -195,15 +207,15 @@ class Caster:
         columns: Sequence[str] | None = None,
         mapping: list[Mapped] | None = None,
         kinds: Mapping[str, str] | None = None,
+        other: Callable[[], pl.DataFrame] | None = None,
     ) -> None:
         self.file = file
         self.table = table
         own = list(columns) if columns is not None else file.columns()
         self.kinds = dict(kinds or {})
-        words = {*EVENT_ALIASES, *schema.EVENT_KINDS[1:], *self.kinds}
-        self.mapped = mapping if mapping is not None else guess(
-            table, own, explicit, place=str(file.path), sample=self._sample, kinds=words
-        )  # fmt: skip
+        self._first: pl.DataFrame | None = None
+        looks = Looks(self.sample, {*_WORDS, *self.kinds}, is_time, is_price, other)
+        self.mapped = mapping if mapping is not None else guess(table, own, explicit, place=str(file.path), looks=looks)
         self.sources = {each.shop: each.source for each in self.mapped}
         self.rest = [name for name in own if name not in self.sources.values()]
         self._times = {
@@ -228,20 +240,24 @@ class Caster:
                 self._refuse_scientific(shop, cast[shop], source, batch)
         return cast
 
-    def _sample(self) -> pl.DataFrame:
-        first = next(iter(self.file.batches()), None)
-        return pl.DataFrame() if first is None else first.frame.head(_SAMPLE)
+    def sample(self) -> pl.DataFrame:
+        """The first rows of the file, as they are."""
+        if self._first is None:
+            self._first = first_rows(self.file)
+        return self._first
+
+    def shown(self) -> list[Mapped]:
+        """The mapping, with a value of each column."""
+        rows = self.sample()
+        return [replace(own, example=_example(rows, own.source)) for own in self.mapped]
 
     def unused(self) -> str | None:
         """A sentence on the columns that nothing was made of; None when there are none."""
         if not self.rest:
             return None
-        rows = self._sample()
-        told = []
-        for name in self.rest:
-            values = rows[name].drop_nulls() if name in rows.columns else pl.Series([], dtype=pl.String)
-            told.append(f"{name!r} (such as {str(values[0])[:40]!r})" if len(values) else repr(name))
-        return f"{self.file.path.name}: columns not used: {', '.join(told)}; --map OURS={self.rest[0]} says what one is"
+        examples = [(name, _example(self.sample(), name)) for name in self.rest]
+        told = [f"{name!r} (such as {example})" if example else repr(name) for name, example in examples]
+        return f"{self.file.path.name}: columns not used: {', '.join(told)}; --map OURS={shlex.quote(self.rest[0])} says what one is"
 
     def place(self, batch: Batch, index: int, shop: str) -> str:
         """Where the value of a shop column at row `index` of a batch stands in the source."""
@@ -285,6 +301,40 @@ class Caster:
             )
 
 
+def first_rows(file: TableFile, n: int = _SAMPLE) -> pl.DataFrame:
+    """The first rows of a file, as they are: at most `n`, and no more than a batch."""
+    first = next(iter(file.batches()), None)
+    return pl.DataFrame() if first is None else first.frame.head(n)
+
+
+def _example(rows: pl.DataFrame, name: str) -> str:
+    values = rows[name].drop_nulls() if name in rows.columns else pl.Series([], dtype=pl.String)
+    return repr(str(values[0])[:40]) if len(values) else ""
+
+
+def is_time(values: pl.Series) -> bool:
+    """Whether all values are times, in one format."""
+    if values.dtype.is_temporal():
+        return True
+    if values.dtype != pl.String and not values.dtype.is_integer():
+        return False
+    try:
+        return TimeReader(values.name, place="", notices=[])(values).null_count() == 0
+    except RankloomError:
+        return False
+
+
+def is_price(values: pl.Series) -> bool:
+    """Whether all values read as prices; words are none, even with a number among them."""
+    if values.dtype == pl.String:
+        short = values.str.strip_chars().str.contains(r"^\D{0,5}\d[\d.,'\s]*\D{0,5}$")
+        if not short.all():
+            return False
+    elif not values.dtype.is_numeric():
+        return False
+    return values.to_frame("price").select(price_micros("price", values.dtype)).to_series().null_count() == 0
+
+
 def refuse_missing(frame: pl.DataFrame, column: str, caster: Caster, batch: Batch) -> None:
     """Refuses rows without a value that every row needs."""
     missing = frame[column].is_null().arg_true()
@@ -298,25 +348,40 @@ def refuse_missing(frame: pl.DataFrame, column: str, caster: Caster, batch: Batc
         )
 
 
-def refuse_unknown_kinds(frame: pl.DataFrame, caster: Caster, batch: Batch) -> None:
-    """Refuses event kinds that are none of the shop's."""
-    kinds = frame["event"]
-    bad = (~kinds.is_in(list(schema.EVENT_KINDS[1:])) | kinds.is_null()).fill_null(True)
-    if bad.any():
-        counts = kinds.filter(bad).value_counts(sort=True)
-        names = ", ".join(f"{event!r} ({count:,})" for event, count in counts.head(5).iter_rows())
-        worst = [str(event) for event in counts["event"].head(5)]
-        raise RankloomError(
+class UnknownKinds:
+    """Event kinds that are none of the shop's, over all batches of a log, so that they are told at once."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str | None] = Counter()
+        self._place = ""
+
+    def add(self, kinds: pl.Series, caster: Caster, batch: Batch) -> bool:
+        """Counts those of a batch; whether any came so far."""
+        bad = (~kinds.is_in(list(schema.EVENT_KINDS[1:])) | kinds.is_null()).fill_null(True)
+        if bad.any():
+            self._place = self._place or caster.place(batch, int(bad.arg_max() or 0), "event")
+            self.counts.update(dict(kinds.filter(bad).value_counts(name="n").iter_rows()))
+        return bool(self.counts)
+
+    def error(self, command: Sequence[str]) -> RankloomError:
+        """What is unknown, and the command that leaves it out."""
+        worst = sorted(self.counts.items(), key=lambda own: (-own[1], str(own[0])))[:8]
+        more = len(self.counts) - len(worst)
+        names = ", ".join(f"{event!r} ({count:,})" for event, count in worst) + (f" and {more:,} more" if more else "")
+        words = [str(event) for event, _ in worst if event]
+        if not words:
+            return RankloomError(
+                f"{sum(self.counts.values()):,} events have no kind", place=self._place, action="fill them in or drop those rows",
+                code="event-unknown",
+            )  # fmt: skip
+        dropped = again(command, [flag for word in words for flag in ("--drop-event", word)])
+        return RankloomError(
             f"unknown event kinds: {names}",
-            place=caster.place(batch, int(bad.arg_max() or 0), "event"),
-            action=f"say what each is, as in {_flag('--map-event', f'{worst[0]}=view')}, or leave it out: "
-            f"{' '.join(_flag('--drop-event', word) for word in worst)}; kinds: {KIND_NAMES}",
+            place=self._place,
+            action=f"say what each is with --map-event {shlex.quote(words[0] + '=KIND')} (KIND: {KIND_NAMES}), "
+            f"or leave it out with --drop-event: {dropped}",
             code="event-unknown",
         )
-
-
-def _flag(flag: str, value: str) -> str:
-    return f"{flag} {shlex.quote(value)}"
 
 
 def text_id(name: str, kind: pl.DataType) -> pl.Expr:
@@ -410,7 +475,7 @@ def event_name(name: str, own: Mapping[str, str] | None = None) -> pl.Expr:
         own: words of this log in lower case to event kinds, before the usual ones.
     """
     lowered = pl.col(name).cast(pl.String).str.strip_chars().str.to_lowercase()
-    return lowered.replace({**EVENT_ALIASES, **(own or {})})
+    return lowered.replace({**_WORDS, **(own or {})})
 
 
 def surface_name(name: str) -> pl.Expr:

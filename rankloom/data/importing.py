@@ -7,7 +7,7 @@ catalogue is held in memory; events are not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +27,7 @@ from rankloom.files import atomic_folder, write_json
 FORMATS: Final = tuple(importers())
 _ROW_GROUP: Final = 250_000
 _SAMPLES: Final = 3
+_WITH_KINDS: Final = (*SUFFIXES, "ga4", "merchant-feed")
 
 
 @dataclass
@@ -36,8 +37,9 @@ class ImportReport:
     Attributes:
         rows: rows written per table.
         unjoined: events whose item the catalogue does not have; they are left out. `unjoined_samples` names some.
-        mapping: per table what became what.
+        mapping: per file what became what.
         notices: what was assumed or repaired.
+        warnings: what to look at: columns that nothing was made of, and values that are odd, as `validate` names them.
     """
 
     rows: dict[str, int] = field(default_factory=dict)
@@ -45,6 +47,12 @@ class ImportReport:
     unjoined_samples: list[str] = field(default_factory=list)
     mapping: dict[str, list[Mapped]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def guessed(self) -> bool:
+        """Whether anything of the mapping was neither asked for nor plain from the names."""
+        return any(each.guessed for own in self.mapping.values() for each in own)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -52,8 +60,11 @@ class ImportReport:
     def render(self) -> str:
         """For a person."""
         lines = []
-        for table, own in self.mapping.items():
-            lines += [f"{table}: {m.shop} <- {m.source!r} ({m.why})" for m in own]
+        for name, own in self.mapping.items():
+            wide = [max((len(text) for text in texts), default=0) for texts in zip(*((m.shop, repr(m.source), m.example) for m in own), strict=True)]
+            lines.append(f"{name}:")
+            lines += [f"  {m.shop:<{wide[0]}} <- {m.source!r:<{wide[1]}}  {m.example:<{wide[2]}}  ({m.why})" for m in own]
+        lines += [f"warning: {warning}" for warning in self.warnings]
         lines += [f"note: {notice}" for notice in self.notices]
         if self.unjoined:
             lines.append(
@@ -66,7 +77,7 @@ class ImportReport:
 
 def import_data(
     format: str,
-    source: str | Path,
+    source: str | Path | None,
     out: str | Path,
     *,
     mapping: Mapping[str, str] | None = None,
@@ -74,7 +85,10 @@ def import_data(
     encoding: str | None = None,
     kinds: Mapping[str, str] | None = None,
     drop: Collection[str] = (),
+    items: str | Path | None = None,
+    events: str | Path | None = None,
     confirm: Callable[[ImportReport], bool] | None = None,
+    command: Sequence[str] = (),
 ) -> ImportReport:
     """Imports `source` as the shop `out`.
 
@@ -86,7 +100,10 @@ def import_data(
         encoding: of text files; UTF-8, UTF-16 and GB18030 are recognised without it.
         kinds: words of the log to event kinds, where they are unknown.
         drop: words of the log whose events are left out.
-        confirm: asked with the mapping before any event is read; False takes the import back.
+        items: the catalogue's file, of csv, jsonl and parquet; None finds it in `source`.
+        events: the log's file, likewise. `source` may be None where it is given, and then no other file is looked at.
+        confirm: asked with the mapping before any row is read; False takes the import back.
+        command: what the user wrote on the command line, for suggestions.
 
     Raises:
         RankloomError: anything wrong with the source, the mapping or the output folder; nothing is written.
@@ -98,35 +115,41 @@ def import_data(
             action=f"choose one of {', '.join(importers())}",
             code="unknown-format",
         )
-    source = Path(source)
-    if not source.exists():
-        raise RankloomError(
-            f"no file or folder {source}", place=str(source), action="check the path", code="source-missing"
-        )
-    if source.is_file():
-        require_file(source)
+    files = {table: Path(path) for table, path in ((schema.ITEMS, items), (schema.EVENTS, events)) if path is not None}
+    discover = source is not None
+    source = _source(format, source, files)
     check_encoding(encoding)
-    job = Job(source, in_micros(mapping or {}), encoding, kinds=_kinds(kinds or {}), dropped=dict.fromkeys(_words(drop), 0))
-    if (job.kinds or job.dropped) and format not in SUFFIXES:
+    job = Job(
+        source, in_micros(mapping or {}), encoding, kinds=_kinds(kinds or {}), dropped=dict.fromkeys(_words(drop), 0),
+        files=files, discover=discover, command=command,
+    )  # fmt: skip
+    if (job.kinds or job.dropped) and format not in _WITH_KINDS:
         raise RankloomError(
             f"{format} has event kinds of its own", place="--map-event" if job.kinds else "--drop-event",
             action=f"leave it out, or import as {', '.join(SUFFIXES)}", code="kinds-fixed",
         )  # fmt: skip
+
+    def agree() -> None:
+        if confirm is not None and not confirm(
+            ImportReport(mapping=job.mapped, notices=list(dict.fromkeys(job.notices)), warnings=list(dict.fromkeys(job.warnings)))
+        ):
+            raise RankloomError(
+                "the import was taken back",
+                action="say the mapping with --map shop_column=source_column",
+                code="import-declined",
+            )
+
+    job.agreed = agree
     try:
         with atomic_folder(out, overwrite=overwrite, marker="shop.json") as folder:
             tables = importers()[format].read(job)
-            if confirm is not None and not confirm(ImportReport(mapping=job.mapped, notices=list(job.notices))):
-                raise RankloomError(
-                    "the import was taken back",
-                    action="say the mapping with --map shop_column=source_column",
-                    code="import-declined",
-                )
+            job.confirm()
             report = _write(tables, job, folder)
             job.notices.extend(
                 f"--drop-event {word}: {n:,} events left out" + ("" if n else "; no event has this kind") for word, n in job.dropped.items()
             )
             # a log that is read twice says everything twice
-            notices = list(dict.fromkeys(job.notices))
+            notices, warnings = list(dict.fromkeys(job.notices)), list(dict.fromkeys(job.warnings))
             origin = {
                 "schema_version": 1,
                 "importer": format,
@@ -134,6 +157,7 @@ def import_data(
                 "rows": report["rows"],
                 "mapping": {name: {each.shop: each.source for each in own} for name, own in job.mapped.items()},
                 "notices": notices,
+                "warnings": warnings,
                 "unjoined": report["unjoined"],
             }
             write_json(folder / "shop.json", origin)
@@ -145,7 +169,33 @@ def import_data(
             action="mend or export the files again",
             code="source-broken",
         ) from None
-    return ImportReport(mapping=job.mapped, notices=notices, **report)
+    from rankloom.data.validate import odd_values
+
+    return ImportReport(mapping=job.mapped, notices=notices, warnings=[*warnings, *odd_values(out)], **report)
+
+
+def _source(format: str, source: str | Path | None, files: Mapping[str, Path]) -> Path:
+    """Where the files lie."""
+    if files and format not in SUFFIXES:
+        raise RankloomError(
+            f"{format} knows its files by their names", place="--items" if schema.ITEMS in files else "--events",
+            action=f"leave it out, or import as {', '.join(SUFFIXES)}", code="files-fixed",
+        )  # fmt: skip
+    for path in files.values():
+        require_file(path)
+    if source is None and schema.EVENTS not in files:
+        raise RankloomError(
+            "there is no source", place="SRC", action="give a folder, or the log with --events FILE (and --items FILE)",
+            code="source-missing",
+        )  # fmt: skip
+    source = Path(source) if source is not None else files[schema.EVENTS].parent
+    if not source.exists():
+        raise RankloomError(
+            f"no file or folder {source}", place=str(source), action="check the path", code="source-missing"
+        )
+    if source.is_file():
+        require_file(source)
+    return source
 
 
 def _words(words: Collection[str]) -> list[str]:

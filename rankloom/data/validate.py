@@ -7,7 +7,7 @@ same to files that are not a shop yet: it imports them into a scratch folder and
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 import polars as pl
 
 from rankloom.data import schema
-from rankloom.data.importing import import_data
+from rankloom.data.importing import ImportReport, import_data
 from rankloom.data.reading import SUFFIXES, find_table
 from rankloom.errors import RankloomError
 from rankloom.files import read_json
@@ -197,28 +197,42 @@ def validate(path: str | Path) -> ValidationReport:
 
 
 def validate_source(
-    source: str | Path, format: str, *, mapping: Mapping[str, str] | None = None, encoding: str | None = None,
-    kinds: Mapping[str, str] | None = None, drop: Collection[str] = (), say: Callable[[str], None] = lambda _: None,
+    source: str | Path | None, format: str, *, mapping: Mapping[str, str] | None = None, encoding: str | None = None,
+    kinds: Mapping[str, str] | None = None, drop: Collection[str] = (),
+    items: str | Path | None = None, events: str | Path | None = None,
+    show: Callable[[ImportReport], None] = lambda _: None, command: Sequence[str] = (),
 ) -> ValidationReport:  # fmt: skip
     """Runs every check on files that are to be imported: a dry run of the import, and of the validator on its result.
 
     Args:
-        say: told the mapping and what was assumed.
+        source, mapping, encoding, kinds, drop, items, events, command: as `import_data` takes them.
+        show: shown the mapping as soon as it is decided, and what the import did at its end.
 
     Raises:
         RankloomError: no such source, format or mapping; what is wrong with the files is a finding instead.
     """
-    source = Path(source)
+
+    def shown(report: ImportReport) -> bool:
+        show(report)
+        return True
+
+    given = source
+    source = Path(source) if source is not None else Path(events or ".").parent
     with tempfile.TemporaryDirectory(prefix="rankloom-validate-") as scratch:
         shop = Path(scratch) / "shop"
         try:
-            report = import_data(format, source, shop, mapping=mapping, encoding=encoding, kinds=kinds, drop=drop)
+            report = import_data(
+                format, given, shop, mapping=mapping, encoding=encoding, kinds=kinds, drop=drop, items=items, events=events,
+                confirm=shown, command=command,
+            )  # fmt: skip
         except RankloomError as error:
-            if error.place in ("FORMAT", "--map", "--encoding") or not source.exists():
+            if error.place in ("FORMAT", "SRC") or str(error.place).startswith("--") or error.code == "source-missing":
                 raise
             own = Finding(error.code, "error", error.message, error.place or str(source), error.action or "mend it")
             return ValidationReport([own], N_CHECKS)
-        say(report.render())
+        # what the values hold comes as findings, with their places
+        odd = set(odd_values(shop))
+        show(replace(report, mapping={}, warnings=[own for own in report.warnings if own not in odd]))
         findings: list[Finding] = []
         for notice in report.notices:
             name, _, said = notice.partition(": read as ")
@@ -350,6 +364,30 @@ def _rows(check: RowCheck, frame: pl.LazyFrame, path: Path) -> Iterator[Finding]
             check.name, check.severity, f"{found['count']:,} of {found['rows']:,}: {check.fact}{shown}",
             f"{path / check.table}, row {int(found['row']) + 1}, column {first}", check.action,
         )  # fmt: skip
+
+
+# they compare rows with one another: their memory grows with the log, which an import's does not
+_HEAVY: Final = ("event-duplicate", "event-id-duplicate", "time-unordered")
+
+
+def odd_values(path: str | Path) -> list[str]:
+    """Sentences on values of a fresh shop that no import refuses: the errors and warnings of the checks of single values."""
+    path = Path(path)
+    timed = _json(path).get("clock") != "order"
+    said: list[str] = []
+    for table in (_I, _E):
+        frame = pl.scan_parquet(path / table)
+        there = set(frame.collect_schema().names())
+        checks = [
+            check for check in ROW_CHECKS
+            if check.table == table and check.severity != "info" and check.name not in _HEAVY and there.issuperset(check.columns)
+            and (timed or check.name not in _TIME_CHECKS)
+        ]  # fmt: skip
+        counts = frame.select(check.bad().fill_null(False).sum().alias(check.name) for check in checks).collect(engine="streaming")
+        for check in checks:
+            if counts[check.name][0]:
+                said += [f"{own.check}: {own.fact} ({own.place}); {own.action}" for own in _rows(check, frame, path)]
+    return said
 
 
 _UNJOINED: Final = "import the missing items, or accept that those events are ignored"

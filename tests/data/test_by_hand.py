@@ -87,7 +87,7 @@ def test_a_log_without_kinds_is_clicks_and_says_so(tmp_path: Path) -> None:
     (source / "events.csv").write_text("user_id,item_id,timestamp\nu,a,1767225600\nv,b,1767225700\n")
     report = import_data("csv", source, tmp_path / "shop")
     assert pl.read_parquet(tmp_path / "shop" / schema.EVENTS)["event"].to_list() == ["click", "click"]
-    assert "events.csv: no event kind; every row read as a click" in report.notices
+    assert "events.csv: no event kind; every row read as a click" in report.warnings
 
 
 def test_what_can_be_ordered_is_in_stock(tmp_path: Path) -> None:

@@ -437,7 +437,7 @@ def test_a_declined_mapping_takes_the_import_back(tmp_path: Path) -> None:
     before = (tmp_path / "shop" / "shop.json").read_bytes()
     with pytest.raises(RankloomError, match="taken back"):
         import_data("csv", source, tmp_path / "shop", overwrite=True, confirm=no)
-    assert "events.csv: item_id <- 'sku'" in asked[0].render()
+    assert ("item_id", "sku") in {(own.shop, own.source) for own in asked[0].mapping["events.csv"]}
     assert (tmp_path / "shop" / "shop.json").read_bytes() == before
     assert import_data("csv", source, tmp_path / "other", confirm=lambda _: True).rows["events"] == 24
 

@@ -48,7 +48,7 @@ def test_csv_with_own_names_becomes_a_shop(tmp_path: Path) -> None:
     assert events[0]["timestamp"].isoformat() == "2026-01-01T00:00:00+00:00"
     assert (report.unjoined, report.unjoined_samples) == (1, ["ZZ"])
     text = report.render()
-    assert "item_id <- 'sku'" in text
+    assert "item_id      <- 'sku'    'A1'" in text
     assert "read as s since 1970" in text
     assert Shop.open(tmp_path / "shop").origin["unjoined"] == 1
 

@@ -10,7 +10,7 @@ import difflib
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, Protocol
@@ -35,23 +35,43 @@ class Job:
         mapping: the user's `--map`, shop column to source column.
         encoding: of text files; None detects it.
         notices: what was assumed or repaired.
+        warnings: what a person should look at: columns and files that nothing was made of, rows without a kind.
         mapped: per file what became what.
         kinds: the user's `--map-event`, a word of the log in lower case to an event kind.
         dropped: the user's `--drop-event`, words in lower case; how many events of each were left out.
+        files: the user's `--items` and `--events`, by the shop's table.
+        discover: whether the source's other files are looked at.
+        command: what the user wrote, for suggestions; empty in Python.
+        agreed: asked once the mapping is decided, before rows are read; raises where it is not agreed to.
     """
 
     source: Path
     mapping: Mapping[str, str] = field(default_factory=dict)
     encoding: str | None = None
     notices: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     mapped: dict[str, list[Mapped]] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    discover: bool = True
+    command: Sequence[str] = ()
+    agreed: Callable[[], None] | None = None
 
-    def allow(self, *columns: str) -> None:
-        """Refuses a `--map` of any other shop column: this format knows where they are."""
+    def confirm(self) -> None:
+        """Shows the mapping to whoever is to agree, once."""
+        ask, self.agreed = self.agreed, None
+        if ask is not None:
+            ask()
+
+    def allow(self, *columns: str, empty: bool = False) -> None:
+        """Refuses a `--map` of any other shop column: this format knows where they are.
+
+        Args:
+            empty: whether `--map shop_column=` may leave a column out.
+        """
         for shop, source in self.mapping.items():
-            if shop in columns:
+            if shop in columns and (source or empty):
                 continue
             if shop not in SHOP_COLUMNS:
                 close = difflib.get_close_matches(shop, SHOP_COLUMNS, n=1)

@@ -82,6 +82,8 @@ class Ga4Log:
     def both(self, *, tell: bool = True) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
         """Batches of events and of what they say about items."""
         self.skipped, self.lost = Counter(), Counter()
+        if tell:
+            self.job.dropped.update(dict.fromkeys(self.job.dropped, 0))
         bought: set[str] = set()
         for path in self.paths:
             clock = TimeReader("event_timestamp", place=path.name, notices=[] if self.told else self.job.notices)
@@ -89,7 +91,7 @@ class Ga4Log:
                 events: list[dict[str, Any]] = []
                 items: list[dict[str, Any]] = []
                 for hit in hits:
-                    self._take(hit, events, items, bought)
+                    self._take(hit, events, items, bought, tell=tell)
                 frame = pl.DataFrame(events, schema={**_EVENT, "place": pl.String})
                 places = frame["place"]
                 times = clock(frame["time"], lambda row, own=places: f"{own[row]}, column event_timestamp")  # type: ignore[misc]
@@ -99,7 +101,7 @@ class Ga4Log:
             self._tell()
 
     def _take(
-        self, hit: Hit, events: list[dict[str, Any]], items: list[dict[str, Any]], bought: set[str]
+        self, hit: Hit, events: list[dict[str, Any]], items: list[dict[str, Any]], bought: set[str], *, tell: bool
     ) -> None:  # fmt: skip
         for item in hit.items:
             known = self._item(item, hit)
@@ -111,7 +113,11 @@ class Ga4Log:
                 "a row has no event_name", place=hit.place, action="is this a GA4 export? give the events_* tables",
                 code="column-missing",
             )  # fmt: skip
-        kind = KINDS.get(name)
+        word = name.strip().lower()
+        if word in self.job.dropped:
+            self.job.dropped[word] += tell
+            return
+        kind = self.job.kinds.get(word) or KINDS.get(name)
         if kind is None:
             self.skipped[name] += 1
             return
@@ -189,7 +195,9 @@ class Ga4Log:
     def _tell(self) -> None:
         if self.skipped:
             names = ", ".join(f"{name} {count:,}" for name, count in self.skipped.most_common(5))
-            self.job.notices.append(f"{sum(self.skipped.values()):,} events of other names are not taken ({names})")
+            self.job.notices.append(
+                f"{sum(self.skipped.values()):,} events of other names are not taken ({names}); --map-event NAME=KIND takes them"
+            )
         for what, count in self.lost.most_common():
             self.job.notices.append(f"left out: {count:,} {what}")
 

@@ -20,7 +20,7 @@ from rankloom.data import catalogue, schema
 from rankloom.data.casting import Caster, refuse_missing
 from rankloom.data.importers import Importer, Job, Tables
 from rankloom.data.importers.tables import read_users
-from rankloom.data.mapping import Mapped
+from rankloom.data.mapping import FIXED, Mapped
 from rankloom.data.reading import Batch, TableFile
 from rankloom.errors import RankloomError
 
@@ -29,7 +29,6 @@ _SIGNALS: Final = (
     ("is_comment", "comment"), ("is_forward", "share"), ("is_hate", "dislike"),
 )  # fmt: skip
 _WATCHED: Final = ("impression", "click", "view")
-_WHY: Final = "this format's column"
 _CATEGORIES: Final = "kuairand_video_categories.csv"
 
 
@@ -141,7 +140,7 @@ class KuaiRandImporter:
             raise job.missing("log_*.csv", self.expects)
         if not videos:
             raise job.missing("video_features_basic_*.csv", self.expects)
-        mapping = [Mapped("user_id", "user_id", _WHY), Mapped("item_id", "video_id", _WHY), Mapped("timestamp", "time_ms", _WHY)]
+        mapping = [Mapped("user_id", "user_id", FIXED), Mapped("item_id", "video_id", FIXED), Mapped("timestamp", "time_ms", FIXED)]
         for log in logs:
             require_columns(log, ["user_id", "video_id", "time_ms", "play_time_ms", "is_click"])
         casters = tuple(Caster(log, schema.EVENTS, {}, mapping=mapping) for log in logs)
@@ -150,7 +149,7 @@ class KuaiRandImporter:
         users = None
         if people:
             file = TableFile(people[0], "csv", job.encoding, notices=job.notices)
-            users = read_users(Caster(file, schema.USERS, {}, mapping=[Mapped("user_id", "user_id", _WHY)]))
+            users = read_users(Caster(file, schema.USERS, {}, mapping=[Mapped("user_id", "user_id", FIXED)]))
         return Tables(items=_videos(videos, folder, job), events=Signals(casters, _SIGNALS, "play_time_ms"), users=users)
 
 
@@ -166,9 +165,9 @@ def _videos(paths: Sequence[Path], folder: Path, job: Job) -> pl.DataFrame:
     for path in paths:
         file = TableFile(path, "csv", job.encoding, notices=job.notices)
         columns = require_columns(file, ["video_id"])
-        mapping = [Mapped("item_id", "video_id", _WHY)]
+        mapping = [Mapped("item_id", "video_id", FIXED)]
         if "upload_dt" in columns:
-            mapping.append(Mapped("created_at", "upload_dt", _WHY))
+            mapping.append(Mapped("created_at", "upload_dt", FIXED))
         caster = Caster(file, schema.ITEMS, {}, mapping=mapping)
         for batch in file.batches():
             items = caster(batch)

@@ -20,13 +20,12 @@ from rankloom.data.casting import Caster, refuse_missing
 from rankloom.data.importers import Importer, Job, Tables
 from rankloom.data.importers.kuairand import Signals, flags, pairs, require_columns, require_rows, spread
 from rankloom.data.importers.tables import read_users
-from rankloom.data.mapping import Mapped
+from rankloom.data.mapping import FIXED, Mapped
 from rankloom.data.reading import TableFile
 
 _SIGNALS: Final = (("click", "click"), ("like", "like"), ("follow", "follow"), ("forward", "share"))
 _LEVELS: Final = ("first", "second", "third", "fourth")
 _EMPTY: Final = ["空", "empty", "UNKNOWN", "0", ""]
-_WHY: Final = "this format's column"
 _COLUMNS: Final = ("user_id", "item_id", "timestamp", "event", "watch_s", "surface", "query", "request_id")
 
 
@@ -101,11 +100,11 @@ class KuaiSARImporter:
             raise job.missing("rec_inter.csv", self.expects)
         if items is None:
             raise job.missing("item_features.csv", self.expects)
-        same = [Mapped("user_id", "user_id", _WHY), Mapped("item_id", "item_id", _WHY)]
-        shown = Signals((Caster(feed, schema.EVENTS, {}, mapping=[*same, Mapped("timestamp", "timestamp", _WHY)]),), _SIGNALS, "playing_time")
+        same = [Mapped("user_id", "user_id", FIXED), Mapped("item_id", "item_id", FIXED)]
+        shown = Signals((Caster(feed, schema.EVENTS, {}, mapping=[*same, Mapped("timestamp", "timestamp", FIXED)]),), _SIGNALS, "playing_time")
         searched = None
         if search is not None:
-            mapping = [*same, Mapped("timestamp", "search_session_timestamp", _WHY), Mapped("request_id", "search_session_id", _WHY)]
+            mapping = [*same, Mapped("timestamp", "search_session_timestamp", FIXED), Mapped("request_id", "search_session_id", FIXED)]
             searched = Searches(Caster(search, schema.EVENTS, {}, mapping=mapping))
         else:
             job.notices.append("there is no src_inter.csv: the shop has no searches")
@@ -124,9 +123,9 @@ def _items(file: TableFile, feed: TableFile, job: Job) -> pl.DataFrame:
         for level in _LEVELS
     ]  # fmt: skip
     named = [pl.col(own).replace(_EMPTY, None) for own in levels if own is not None]
-    mapping = [Mapped("item_id", "item_id", _WHY)]
+    mapping = [Mapped("item_id", "item_id", FIXED)]
     if "upload_time" in columns:
-        mapping.append(Mapped("created_at", "upload_time", _WHY))
+        mapping.append(Mapped("created_at", "upload_time", FIXED))
     caster = Caster(file, schema.ITEMS, {}, mapping=mapping)
     frames = []
     for batch in file.batches():

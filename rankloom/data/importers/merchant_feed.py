@@ -22,7 +22,7 @@ from rankloom.data import catalogue, schema
 from rankloom.data.casting import Caster, category_path, price_micros
 from rankloom.data.importers import SHOP_COLUMNS, Importer, Job, Tables
 from rankloom.data.importers.tables import EventLog, find_log
-from rankloom.data.mapping import check_explicit
+from rankloom.data.mapping import UnmappedError, check_explicit
 from rankloom.data.reading import TableFile, Utf8Stream, detect_encoding, require_file
 from rankloom.errors import RankloomError
 
@@ -282,14 +282,23 @@ class MerchantFeedImporter:
         if log is None:
             job.allow("item_id", "title", "description", "brand", "category", "price_micros", "user_id")
         else:
-            job.allow(*SHOP_COLUMNS)
+            job.allow(*SHOP_COLUMNS, empty=True)
             of_log = {shop: name for shop, name in job.mapping.items() if shop not in schema.ITEM_REQUIRED and shop not in schema.ITEM_OPTIONAL}
             check_explicit(of_log, set(log.columns()), place=log.place())
         items = read_catalogue(feed, job)
         if log is not None:
-            caster = Caster(log, schema.EVENTS, {own: name for own, name in job.mapping.items() if own != "title"})
-            job.mapped[log.path.name] = caster.mapped
-            return Tables(items=items, events=EventLog(caster, job.notices))
+            of_log = {own: name for own, name in job.mapping.items() if own != "title"}
+            try:
+                caster = Caster(log, schema.EVENTS, of_log, kinds=job.kinds, other=lambda: items.select("item_id"))
+            except UnmappedError as error:
+                raise UnmappedError(
+                    error.message, place=str(error.place), flags=error.flags, code=error.code, command=job.command
+                ) from None
+            job.mapped[log.path.name] = caster.shown()
+            unused = caster.unused()
+            if unused:
+                job.warnings.append(unused)
+            return Tables(items=items, events=EventLog(caster, job))
         if exports:
             return Tables(items=items, events=Ga4Log(exports, job))
         job.notices.append(

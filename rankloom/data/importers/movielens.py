@@ -16,7 +16,7 @@ import polars as pl
 from rankloom.data import catalogue, schema
 from rankloom.data.casting import Caster, refuse_missing
 from rankloom.data.importers import Importer, Job, Tables
-from rankloom.data.mapping import Mapped
+from rankloom.data.mapping import FIXED, Mapped
 from rankloom.data.reading import BATCH_ROWS, Batch, TableFile, text_lines
 from rankloom.errors import RankloomError
 
@@ -28,7 +28,6 @@ _GENRES: Final = (
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
 )  # fmt: skip
 _NO_GENRES: Final = ("(no genres listed)", "unknown")
-_WHY: Final = "this format's column"
 
 
 class DoubleColonFile(TableFile):
@@ -77,7 +76,7 @@ class Ratings:
                 f"{file.path.name} lacks the column {', '.join(absent)}", place=file.place(),
                 action="download the file again, or import it as csv", code="column-missing",
             )  # fmt: skip
-        self.caster = Caster(file, schema.EVENTS, {}, mapping=[Mapped(own, name, _WHY) for own, name in sources.items()])
+        self.caster = Caster(file, schema.EVENTS, {}, mapping=[Mapped(own, name, FIXED) for own, name in sources.items()])
 
     def __call__(self) -> Iterator[pl.DataFrame]:
         for batch in self.caster.file.batches():
@@ -150,9 +149,9 @@ def _encoding(path: Path, job: Job) -> str | None:
 def _movies(file: TableFile) -> pl.DataFrame:
     columns = file.columns()
     key = "movieId" if "movieId" in columns else "movie_id"
-    mapping = [Mapped("item_id", key, _WHY), Mapped("title", "title", _WHY)]
+    mapping = [Mapped("item_id", key, FIXED), Mapped("title", "title", FIXED)]
     if "u.item" not in file.path.name:
-        mapping.append(Mapped("category", "genres", _WHY))
+        mapping.append(Mapped("category", "genres", FIXED))
     absent = [own.source for own in mapping if own.source not in columns]
     if absent:
         raise RankloomError(

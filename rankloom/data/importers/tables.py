@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import polars as pl
 
 from rankloom.data import catalogue, schema
-from rankloom.data.casting import Caster, refuse_missing, refuse_unknown_kinds
+from rankloom.data.casting import Caster, UnknownKinds, first_rows, refuse_missing, text_id
 from rankloom.data.importers import Importer, Job, Tables
-from rankloom.data.mapping import check_explicit
+from rankloom.data.mapping import UnmappedError, again, check_explicit, link
 from rankloom.data.reading import SUFFIXES, Batch, TableFile, find_table
 from rankloom.errors import RankloomError
 
 _FEW: Final = 6
+# rows in which ids of the catalogue are looked for in the log
+_LINKED: Final = 100_000
 
 
 @dataclass(frozen=True)
@@ -31,53 +35,26 @@ class TablesImporter:
         return f"a folder with events{suffix} and items{suffix} (also users{suffix}, campaigns{suffix}), or one events file"
 
     def read(self, job: Job) -> Tables:
-        if job.source.is_file():
-            paths = {schema.EVENTS: job.source}
-        else:
-            stems = {
-                schema.EVENTS: "events", schema.ITEMS: "items", schema.USERS: "users", schema.CAMPAIGNS: "campaigns"
-            }  # fmt: skip
-            found = {table: find_table(job.source, stem, (self.name,)) for table, stem in stems.items()}
-            paths = {table: own[0] for table, own in found.items() if own is not None}
-            if schema.EVENTS not in paths and schema.ITEMS not in paths:
-                paths |= self._by_columns(job)
-        if schema.EVENTS not in paths:
-            names = ", ".join("events" + suffix for suffix in SUFFIXES[self.name])
-            raise RankloomError(
-                f"the folder has no events file ({names})", place=str(job.source),
-                action="name the log events.csv (or .jsonl, .parquet), or map its columns: --map user_id=... --map timestamp=...",
-                code="events-missing",
-            )  # fmt: skip
+        paths = self._paths(job)
         files = {table: TableFile(path, self.name, job.encoding, notices=job.notices) for table, path in paths.items()}
         columns = {table: file.columns() for table, file in files.items()}
         check_explicit(job.mapping, {name for own in columns.values() for name in own}, place=str(job.source))
-        casters: dict[str, Caster] = {}
-        # the catalogue first: the log names its items by a column of the same name
-        for table in sorted(files, key=lambda table: table != schema.ITEMS):
-            asked = dict(job.mapping)
-            if table == schema.EVENTS and schema.ITEMS in casters and "item_id" not in asked:
-                own = casters[schema.ITEMS].sources["item_id"]
-                if own in columns[table] and own.strip().lower() != "id":
-                    asked["item_id"] = own
-            caster = Caster(files[table], table, asked, columns=columns[table], kinds=job.kinds)
-            if len(asked) > len(job.mapping):
-                caster.mapped = [
-                    replace(each, why="as in the catalogue") if each.shop == "item_id" else each for each in caster.mapped
-                ]
-            casters[table] = caster
+        casters = self._casters(job, files, columns)
         for table, caster in casters.items():
-            job.mapped[caster.file.path.name] = caster.mapped
+            job.mapped[caster.file.path.name] = caster.shown()
             # of people every column is kept
             unused = None if table == schema.USERS else caster.unused()
             if unused:
-                job.notices.append(unused)
-        log = EventLog(casters[schema.EVENTS], job.notices, job.dropped)
+                job.warnings.append(unused)
+        log = EventLog(casters[schema.EVENTS], job)
+        if schema.ITEMS not in casters:
+            job.notices.append("no items file: the catalogue is the items of the log, titled by their ids")
+        job.confirm()
         if schema.ITEMS in casters:
             items = catalogue.read_items(casters[schema.ITEMS])
             items = catalogue.finish(items, files[schema.ITEMS], job.notices)
         else:
             items = catalogue.of_log(log())
-            job.notices.append("no items file: the catalogue is the items of the log, titled by their ids")
         return Tables(
             items=items,
             events=log,
@@ -85,12 +62,102 @@ class TablesImporter:
             campaigns=_whole(casters[schema.CAMPAIGNS], "campaign_id") if schema.CAMPAIGNS in casters else None,
         )
 
+    def _casters(self, job: Job, files: Mapping[str, TableFile], columns: Mapping[str, list[str]]) -> dict[str, Caster]:
+        """The mapping of every table; what is missing in all of them is one error."""
+        casters: dict[str, Caster] = {}
+        refused: list[UnmappedError] = []
+        # the catalogue first: the log names its items by a column of the same name, or of the same values
+        for table in sorted(files, key=lambda table: table != schema.ITEMS):
+            asked, other = dict(job.mapping), None
+            if table == schema.ITEMS and schema.EVENTS in files:
+                other = partial(first_rows, files[schema.EVENTS], _LINKED)
+            elif table == schema.EVENTS and schema.ITEMS in casters:
+                own = casters[schema.ITEMS].sources["item_id"]
+                other = partial(_ids, files[schema.ITEMS], own)
+                if own in columns[table] and own.strip().lower() not in ("id", "item_id"):
+                    asked.setdefault("item_id", own)
+            try:
+                caster = Caster(files[table], table, asked, columns=columns[table], kinds=job.kinds, other=other)
+            except UnmappedError as error:
+                refused.append(error)
+                continue
+            if asked != dict(job.mapping):
+                caster.mapped = [
+                    replace(each, why="as in the catalogue") if each.shop == "item_id" else each for each in caster.mapped
+                ]
+            casters[table] = caster
+        if refused:
+            missing = any(error.code == "mapping-missing" for error in refused)
+            raise UnmappedError(
+                "; ".join(error.message for error in refused) if len(refused) == 1
+                else "; ".join(f"{Path(str(error.place)).name}: {error.message}" for error in refused),
+                place=str(job.source) if len(refused) > 1 else str(refused[0].place),
+                flags=_flags(refused), code="mapping-missing" if missing else "mapping-ambiguous", command=job.command,
+            )  # fmt: skip
+        return casters
 
-    def _by_columns(self, job: Job) -> dict[str, Path]:
-        """Log and catalogue among files of any names: the log is the one with people and times."""
-        files = [path for path in sorted(job.source.iterdir()) if path.name.lower().endswith(SUFFIXES[self.name])]
-        if not 1 <= len(files) <= _FEW:
+    def _paths(self, job: Job) -> dict[str, Path]:
+        """The file of each table: as asked, by its name, or by its columns."""
+        paths: dict[str, Path] = {}
+        if job.source.is_file():
+            paths = {schema.EVENTS: job.source}
+        elif job.discover:
+            stems = {
+                schema.EVENTS: "events", schema.ITEMS: "items", schema.USERS: "users", schema.CAMPAIGNS: "campaigns",
+            }  # fmt: skip
+            found = {table: find_table(job.source, stem, (self.name,)) for table, stem in stems.items()}
+            paths = {table: own[0] for table, own in found.items() if own is not None}
+        paths |= job.files
+        if job.discover and job.source.is_dir() and not (schema.EVENTS in paths and schema.ITEMS in paths):
+            paths |= self._by_columns(job, paths)
+        if schema.EVENTS not in paths:
+            there = sorted(path.name for path in job.source.iterdir())[:8] if job.source.is_dir() else []
+            seen = f"; there are {', '.join(there)}" if there else ""
+            names = ", ".join("events" + suffix for suffix in SUFFIXES[self.name])
+            raise RankloomError(
+                f"the folder has no events file ({names}), and none that its columns tell{seen}", place=str(job.source),
+                action=f"say which file is the log: {again(job.command, ['--events', 'FILE', '--items', 'FILE'])}",
+                code="events-missing",
+            )  # fmt: skip
+        return paths
+
+    def _by_columns(self, job: Job, known: Mapping[str, Path]) -> dict[str, Path]:
+        """Log and catalogue among files of other names.
+
+        The catalogue is the file whose id is unique while the log names it again and again; where that does not tell, the
+        log is the one with people and times.
+        """
+        free = [
+            path for path in sorted(job.source.iterdir())
+            if path.name.lower().endswith(SUFFIXES[self.name]) and path.is_file() and path not in known.values()
+        ]  # fmt: skip
+        if not 1 <= len(free) <= _FEW:
             return {}
+        logs = [known[schema.EVENTS]] if schema.EVENTS in known else free
+        items = [known[schema.ITEMS]] if schema.ITEMS in known else free
+        rows: dict[Path, pl.DataFrame] = {}
+        for path in {*logs, *items}:
+            with contextlib.suppress(RankloomError):  # what is wrong with a file is told when it is read as a table
+                rows[path] = first_rows(TableFile(path, self.name, job.encoding), _LINKED)
+        pairs = [
+            (own, log) for own in items for log in logs
+            if own != log and own in rows and log in rows and link(rows[own], rows[log]) is not None
+        ]  # fmt: skip
+        found: dict[str, Path] = {}
+        if len(pairs) == 1:
+            found = {schema.ITEMS: pairs[0][0], schema.EVENTS: pairs[0][1]}
+        elif schema.EVENTS not in known:
+            found = self._by_mapping(job, free, known)
+        told = {table: path for table, path in found.items() if path not in known.values()}
+        if told:
+            names = ", ".join(f"{path.name} read as the {table.removesuffix('.parquet')}" for table, path in told.items())
+            job.notices.append(f"by their columns: {names}")
+        rest = [path.name for path in free if path not in told.values()]
+        if rest:
+            job.warnings.append(f"files not used: {', '.join(rest)}; --items FILE and --events FILE say which is which")
+        return told
+
+    def _by_mapping(self, job: Job, files: Sequence[Path], known: Mapping[str, Path]) -> dict[str, Path]:
         found: dict[str, list[Path]] = {schema.EVENTS: [], schema.ITEMS: []}
         for path in files:
             for table, own in found.items():
@@ -100,12 +167,28 @@ class TablesImporter:
                     continue
                 own.append(path)
                 break
-        if len(found[schema.EVENTS]) != 1 or len(found[schema.ITEMS]) > 1:
+        logs, items = found[schema.EVENTS], found[schema.ITEMS]
+        if len(files) == 1 and not logs and schema.ITEMS in known:
+            logs = list(files)
+        if len(logs) != 1 or len(items) > 1:
             return {}
-        paths = {table: own[0] for table, own in found.items() if own}
-        told = ", ".join(f"{path.name} read as the {table.removesuffix('.parquet')}" for table, path in paths.items())
-        job.notices.append(f"by their columns: {told}")
-        return paths
+        return {schema.EVENTS: logs[0]} | ({schema.ITEMS: items[0]} if items and schema.ITEMS not in known else {})
+
+
+def _ids(file: TableFile, column: str) -> pl.DataFrame:
+    rows = first_rows(file, _LINKED)
+    if column not in rows.columns:
+        return pl.DataFrame({column: []}, schema={column: pl.String})
+    return rows.select(text_id(column, rows.schema[column]).alias(column))
+
+
+def _flags(errors: Sequence[UnmappedError]) -> list[str]:
+    """The flags of several errors, each shop column once: `--map` holds for every table."""
+    pairs: dict[str, str] = {}
+    for error in errors:
+        for flag in error.flags[1::2]:
+            pairs.setdefault(flag.partition("=")[0], flag)
+    return [word for flag in pairs.values() for word in ("--map", flag)]
 
 
 class EventLog:
@@ -115,14 +198,16 @@ class EventLog:
         RankloomError: while reading: a row without person, time or known event kind, or a value that cannot be read.
     """
 
-    def __init__(self, caster: Caster, notices: list[str], dropped: dict[str, int] | None = None) -> None:
+    def __init__(self, caster: Caster, job: Job) -> None:
         self.caster = caster
-        self.dropped = {} if dropped is None else dropped
+        self.job = job
+        self.dropped = job.dropped
         if "event" not in caster.sources:
-            notices.append(f"{caster.file.path.name}: no event kind; every row read as a click")
+            job.warnings.append(f"{caster.file.path.name}: no event kind; every row read as a click")
 
     def __call__(self) -> Iterator[pl.DataFrame]:
         self.dropped.update(dict.fromkeys(self.dropped, 0))
+        unknown = UnknownKinds()
         for batch in self.caster.file.batches():
             if self.dropped and "event" in self.caster.sources:
                 batch = self._kept(batch)
@@ -131,8 +216,10 @@ class EventLog:
                 events = events.with_columns(pl.lit("click").alias("event"))
             refuse_missing(events, "user_id", self.caster, batch)
             refuse_missing(events, "timestamp", self.caster, batch)
-            refuse_unknown_kinds(events, self.caster, batch)
-            yield events
+            if not unknown.add(events["event"], self.caster, batch):
+                yield events
+        if unknown.counts:
+            raise unknown.error(self.job.command)
 
     def _kept(self, batch: Batch) -> Batch:
         word = batch.frame[self.caster.sources["event"]].cast(pl.String).str.strip_chars().str.to_lowercase()
