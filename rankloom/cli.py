@@ -64,7 +64,8 @@ EventsFile = Annotated[Path | None, typer.Option("--events", help="The log's fil
 
 @app.command(
     "import",
-    epilog="Example: rankloom import csv docs/example --out shop --map item_id=sku --map user_id=customer --yes",
+    epilog="Your own files: rankloom validate docs/example shows what each column is taken for, rankloom import csv docs/example "
+    "--out shop --yes takes it, rankloom train shop --out model --preset tiny, rankloom recommend model --user C056.",
 )
 def import_(
     format: Annotated[
@@ -97,6 +98,7 @@ def import_(
 ) -> None:
     """Turn what you have into a shop folder. Which column is what is guessed and shown: look first with `rankloom validate`."""
     from rankloom.data.importing import ImportReport, import_data
+    from rankloom.data.reading import SUFFIXES
 
     shown = ""
     command = _again(
@@ -107,12 +109,16 @@ def import_(
 
     def confirm(report: ImportReport) -> bool:
         nonlocal shown
-        if yes or not (report.guessed or report.warnings):
+        # only tables with columns of their own are guessed at; the other formats say where everything is
+        if yes or format not in SUFFIXES or not (report.guessed or report.warnings):
             return True
         shown = report.render()
         if sys.stdin.isatty():
             print(shown)
-            return typer.confirm("Is this mapping right?", default=True)
+            try:
+                return typer.confirm("Is this mapping right?", default=True)
+            except typer.Abort:
+                return False
         print(shown, file=sys.stderr)
         raise RankloomError(
             "the mapping above is a guess, and nobody has agreed to it", place=str(source or events),
@@ -163,7 +169,7 @@ def _mapping(
     return mapping
 
 
-@app.command(epilog="Example: rankloom validate demo/shop")
+@app.command(epilog="Example: rankloom validate demo/shop, or of files before their import: rankloom validate docs/example")
 def validate(
     shop: Annotated[Path | None, typer.Argument(help="A shop folder, or files that are to be imported.")] = None,
     format: Annotated[
@@ -177,7 +183,10 @@ def validate(
     encoding: Annotated[str | None, typer.Option("--encoding", help="As at the import.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a shop, or files before their import: each finding is a fact, a place and an action. Changes nothing."""
+    """Check a shop, or files before their import: the mapping, then findings as fact, place and action. Changes nothing.
+
+    Exit status 1 where there are errors.
+    """
     from dataclasses import asdict
 
     from rankloom.data.importing import ImportReport
