@@ -147,6 +147,15 @@ def test_without_a_terminal_a_guess_is_refused_with_the_command_that_agrees(tmp_
     assert run("import", "csv", str(plain), "--out", str(tmp_path / "plain-shop"))[0] == 0
 
 
+def test_a_format_with_a_layout_of_its_own_needs_no_agreement(tmp_path: Path) -> None:
+    source = tmp_path / "lists"
+    source.mkdir()
+    pl.DataFrame({"item_id": [1, 2], "name": ["Tea", "Pot"], "n_seen": [3, 4]}).write_parquet(source / "items.parquet")
+    pl.DataFrame({"user_id": [1, 2], "items": [[1, 2, 1], [2, 1, 2]]}).write_parquet(source / "sequences.parquet")
+    assert run("import", "sequences", str(source), "--out", str(tmp_path / "shop"))[0] == 0
+    assert (tmp_path / "shop" / "shop.json").exists()
+
+
 def test_a_terminal_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
