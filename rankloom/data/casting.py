@@ -478,6 +478,12 @@ def event_name(name: str, own: Mapping[str, str] | None = None) -> pl.Expr:
     return lowered.replace({**_WORDS, **(own or {})})
 
 
+def translated(words: pl.Series, kinds: pl.Series) -> dict[str, str]:
+    """The words of a batch that are not the kind's own name, and what each was read as."""
+    pairs = pl.DataFrame({"word": words.cast(pl.String).str.strip_chars(), "kind": kinds}).unique().drop_nulls()
+    return dict(pairs.filter(pl.col("word").str.to_lowercase() != pl.col("kind")).iter_rows())
+
+
 def surface_name(name: str) -> pl.Expr:
     """Canonical surfaces; unknown names stay, which the validator says."""
     lowered = pl.col(name).cast(pl.String).str.strip_chars().str.to_lowercase().replace("", None)

@@ -274,6 +274,21 @@ def test_a_catalogue_of_another_name_beside_events_is_found(tmp_path: Path) -> N
     assert any(own.startswith("files not used: filialen.csv") for own in report.warnings)
 
 
+def test_half_of_what_was_meant_is_not_imported(tmp_path: Path) -> None:
+    source = folder(tmp_path / "src")
+    (source / "produkte.csv").write_text("")
+    with pytest.raises(RankloomError, match=r"produkte\.csv is empty"):
+        import_data("csv", source, tmp_path / "shop")
+    (source / "produkte.csv").write_bytes(ITEMS.encode().replace(b"Kaffee 3", b"Kaf\0fee"))
+    with pytest.raises(RankloomError, match="NUL"):
+        import_data("csv", source, tmp_path / "shop")
+
+
+def test_what_a_word_was_read_as_is_told(tmp_path: Path) -> None:
+    report = import_data("csv", folder(tmp_path / "src", LOG), tmp_path / "shop", kinds={"stupste": "click"})
+    assert "verhalten.csv: kinds of events read: 'Wishlist' as like, 'buy' as purchase, 'stupste' as click" in report.notices
+
+
 def test_odd_values_are_told_at_the_import_by_the_names_of_the_checks(tmp_path: Path) -> None:
     items = ITEMS.replace('"3,50 EUR"', "-3.50")
     log = KNOWN.replace("2026-05-01", "2162-05-01")

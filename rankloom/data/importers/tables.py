@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Final
 import polars as pl
 
 from rankloom.data import catalogue, schema
-from rankloom.data.casting import Caster, UnknownKinds, first_rows, refuse_missing, text_id
+from rankloom.data.casting import Caster, UnknownKinds, first_rows, refuse_missing, text_id, translated
 from rankloom.data.importers import Importer, Job, Tables
 from rankloom.data.mapping import UnmappedError, again, check_explicit, link
 from rankloom.data.reading import SUFFIXES, Batch, TableFile, find_table
@@ -136,9 +135,12 @@ class TablesImporter:
         logs = [known[schema.EVENTS]] if schema.EVENTS in known else free
         items = [known[schema.ITEMS]] if schema.ITEMS in known else free
         rows: dict[Path, pl.DataFrame] = {}
-        for path in {*logs, *items}:
-            with contextlib.suppress(RankloomError):  # what is wrong with a file is told when it is read as a table
+        broken: RankloomError | None = None
+        for path in sorted({*logs, *items}):
+            try:
                 rows[path] = first_rows(TableFile(path, self.name, job.encoding), _LINKED)
+            except RankloomError as error:
+                broken = broken or error
         pairs = [
             (own, log) for own in items for log in logs
             if own != log and own in rows and log in rows and link(rows[own], rows[log]) is not None
@@ -147,6 +149,9 @@ class TablesImporter:
         if len(pairs) == 1:
             found = {schema.ITEMS: pairs[0][0], schema.EVENTS: pairs[0][1]}
         elif schema.EVENTS not in known:
+            if broken is not None:
+                # the other file alone would be half of what was meant
+                raise broken
             found = self._by_mapping(job, free, known)
         told = {table: path for table, path in found.items() if path not in known.values()}
         if told:
@@ -208,11 +213,14 @@ class EventLog:
     def __call__(self) -> Iterator[pl.DataFrame]:
         self.dropped.update(dict.fromkeys(self.dropped, 0))
         unknown = UnknownKinds()
+        read: dict[str, str] = {}
         for batch in self.caster.file.batches():
             if self.dropped and "event" in self.caster.sources:
                 batch = self._kept(batch)
             events = self.caster(batch)
-            if "event" not in events.columns:
+            if "event" in events.columns:
+                read |= translated(batch.frame[self.caster.sources["event"]], events["event"])
+            else:
                 events = events.with_columns(pl.lit("click").alias("event"))
             refuse_missing(events, "user_id", self.caster, batch)
             refuse_missing(events, "timestamp", self.caster, batch)
@@ -220,6 +228,9 @@ class EventLog:
                 yield events
         if unknown.counts:
             raise unknown.error(self.job.command)
+        if read:
+            told = ", ".join(f"{word!r} as {kind}" for word, kind in sorted(read.items()))
+            self.job.notices.append(f"{self.caster.file.path.name}: kinds of events read: {told}")
 
     def _kept(self, batch: Batch) -> Batch:
         word = batch.frame[self.caster.sources["event"]].cast(pl.String).str.strip_chars().str.to_lowercase()
