@@ -478,9 +478,10 @@ def event_name(name: str, own: Mapping[str, str] | None = None) -> pl.Expr:
     return lowered.replace({**_WORDS, **(own or {})})
 
 
-def translated(words: pl.Series, kinds: pl.Series) -> dict[str, str]:
-    """The words of a batch that are not the kind's own name, and what each was read as."""
-    pairs = pl.DataFrame({"word": words.cast(pl.String).str.strip_chars(), "kind": kinds}).unique().drop_nulls()
+def translated(words: pl.Series, own: Mapping[str, str]) -> dict[str, str]:
+    """The words of a batch that are not the kind's own name, and what each is read as."""
+    frame = words.unique().drop_nulls().cast(pl.String).str.strip_chars().alias("word").to_frame()
+    pairs = frame.with_columns(event_name("word", own).alias("kind"))
     return dict(pairs.filter(pl.col("word").str.to_lowercase() != pl.col("kind")).iter_rows())
 
 

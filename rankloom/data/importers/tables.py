@@ -219,7 +219,7 @@ class EventLog:
                 batch = self._kept(batch)
             events = self.caster(batch)
             if "event" in events.columns:
-                read |= translated(batch.frame[self.caster.sources["event"]], events["event"])
+                read |= translated(batch.frame[self.caster.sources["event"]], self.caster.kinds)
             else:
                 events = events.with_columns(pl.lit("click").alias("event"))
             refuse_missing(events, "user_id", self.caster, batch)
