@@ -29,6 +29,7 @@ import numpy as np
 import polars as pl
 import torch
 from _common import ROOT, Benchmark, argument_parser, data_folder
+from _paired import check_above
 
 from rankloom.config import EvaluationConfig
 from rankloom.data.sequences import TEST, TRAIN, Cases, Sequences, load_sequences
@@ -37,7 +38,7 @@ from rankloom.decoding.select import Weights
 from rankloom.evaluation.cascade import Cascade
 from rankloom.evaluation.evaluate import evaluate
 from rankloom.evaluation.floors import BehaviourMemoryAlone, ItemKNN, Markov, Popularity
-from rankloom.evaluation.metrics import Bootstrap, gains, target_rank
+from rankloom.evaluation.metrics import gains, target_rank
 from rankloom.evaluation.rankloom_system import RankloomSystem
 from rankloom.evaluation.sasrec import SASRec
 from rankloom.evaluation.tiger import Tiger
@@ -233,18 +234,7 @@ def checks(
             break
         if not masked or system.startswith("rankloom"):
             continue
-        for metric in ("recall", "ndcg"):
-            # seeds are paired too: a case's value is its mean over the seeds that both have
-            n = min(len(ours), len(theirs))
-            difference = np.mean(
-                [gains(np.asarray(a), 10, metric) - gains(np.asarray(b), 10, metric)
-                 for a, b in zip(ours[:n], theirs[:n], strict=True)], axis=0,
-            )  # fmt: skip
-            low, high = Bootstrap(owner, 1000).interval(difference)
-            bench.check(
-                f"{name}: {metric}@10 over {system} {variant}, paired, {n} seeds",
-                f"{difference.mean():+.4f} ({low:+.4f} .. {high:+.4f})", target="interval above 0", ok=bool(low > 0),
-            )  # fmt: skip
+        check_above(bench, f"over {system} {variant}", ours, theirs, owner, prefix=f"{name}: ")
 
 
 if __name__ == "__main__":

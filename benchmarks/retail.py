@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from _common import ROOT, Benchmark, argument_parser, data_folder
+from _paired import check_above
 
 from rankloom.config import EvaluationConfig
 from rankloom.data.sequences import TEST, load_sequences
@@ -33,7 +34,7 @@ from rankloom.evaluation.buy_again import BuyAgain
 from rankloom.evaluation.cascade import Cascade
 from rankloom.evaluation.evaluate import evaluate
 from rankloom.evaluation.floors import BehaviourMemoryAlone, ItemKNN, Markov, Popularity
-from rankloom.evaluation.metrics import Bootstrap, gains, target_rank
+from rankloom.evaluation.metrics import gains, target_rank
 from rankloom.evaluation.rankloom_system import RankloomSystem
 from rankloom.evaluation.sasrec import SASRec
 from rankloom.recommender import Rankloom
@@ -162,17 +163,7 @@ def checks(bench: Benchmark, ranks: dict[tuple[str, bool], list[list[float]]], o
     for (system, masked), theirs in ranks.items():
         if masked or system.startswith("rankloom"):
             continue
-        for metric in ("recall", "ndcg"):
-            n = min(len(ours), len(theirs))
-            difference = np.mean(
-                [gains(np.asarray(a), 10, metric) - gains(np.asarray(b), 10, metric)
-                 for a, b in zip(ours[:n], theirs[:n], strict=True)], axis=0,
-            )  # fmt: skip
-            low, high = Bootstrap(owner, 1000).interval(difference)
-            bench.check(
-                f"{metric}@10 over {system}, repeats allowed, paired, {n} seeds",
-                f"{difference.mean():+.4f} ({low:+.4f} .. {high:+.4f})", target="interval above 0", ok=bool(low > 0),
-            )  # fmt: skip
+        check_above(bench, f"over {system}, repeats allowed", ours, theirs, owner)
 
 
 if __name__ == "__main__":
