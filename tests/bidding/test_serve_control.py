@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -45,6 +46,32 @@ def following(server: BidServer, clock: Clock) -> None:
     clock.now += TICK
     server.housekeep()
     server.tick()
+
+
+# -- starting ----------------------------------------------------------------------------------------------------------------
+
+
+def test_starting_and_the_syncing_thread_do_not_meet_in_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that takes its time, as on a busy disk: what is appended meanwhile must wait for it."""
+    write = os.write
+
+    def slow(descriptor: int, data: Any) -> int:
+        with memoryview(data) as held:  # what os.write itself does while it lets other threads run
+            time.sleep(0.002)
+            return write(descriptor, held)
+
+    monkeypatch.setattr("rankloom.bidding.serve.journal.os.write", slow)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # the thread takes its turn as soon as there is something to sync
+    try:
+        server = BidServer(campaign_file(12), tmp_path, local(Scripted(lambda _: 20.0)), clock=Clock(), boot="test")
+        assert len(server.ledger.accounts) == 12
+        assert server.ledger.audit() == []
+        server.close()
+    finally:
+        sys.setswitchinterval(interval)
 
 
 # -- what a controller sees --------------------------------------------------------------------------------------------------

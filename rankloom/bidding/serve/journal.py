@@ -74,8 +74,7 @@ class Journal:
         self._sync_lock = threading.Lock()
 
     def append(self, kind: int, payload: bytes) -> None:
-        self._buffer += _HEADER.pack(MARK, kind, len(payload), crc32(payload, kind))
-        self._buffer += payload
+        self._buffer += frame(kind, payload)
 
     @property
     def pending(self) -> int:

@@ -74,30 +74,31 @@ class BidServer:
             state / "ledger", self.settings.ledger, now=now, background=background, keep=keep_log, boot=boot
         )
         try:
-            self.p_model = SegmentTable()
-            self._merge(campaigns)
-            engine_settings = self.settings.engine
-            self.engine = Engine(
-                self.ledger, [], self.p_model, engine_settings, secret=_secret(state / "secret.key"), clock=clock
-            )
-            self.engine.killed = bool(self.ledger.documents.get("killed", False))
-            self.control = Control(
-                self.engine, controller, settings=self.settings.control, others=others, shadows=shadows,
-                log=state / "decisions",
-            )  # fmt: skip
-            self.campaigns: dict[str, Campaign] = {}
-            self._load_arms()
-            self.engine.rebuild()
-            self.last_error: str | None = None
-            self._due = threading.Event()
-            self._stop = threading.Event()
-            self._traffic: list[SlotTraffic] = []
-            self._roll(now)
-            for campaign in self.campaigns.values():
-                self._apply_budget(campaign)  # a file may have been changed since
-            self._calibrate(now)
-            self._resume_multipliers()
-            self.engine.on_boundary = self._boundary
+            with self.ledger.lock:  # its syncing thread runs already
+                self.p_model = SegmentTable()
+                self._merge(campaigns)
+                engine_settings = self.settings.engine
+                self.engine = Engine(
+                    self.ledger, [], self.p_model, engine_settings, secret=_secret(state / "secret.key"), clock=clock
+                )
+                self.engine.killed = bool(self.ledger.documents.get("killed", False))
+                self.control = Control(
+                    self.engine, controller, settings=self.settings.control, others=others, shadows=shadows,
+                    log=state / "decisions",
+                )  # fmt: skip
+                self.campaigns: dict[str, Campaign] = {}
+                self._load_arms()
+                self.engine.rebuild()
+                self.last_error: str | None = None
+                self._due = threading.Event()
+                self._stop = threading.Event()
+                self._traffic: list[SlotTraffic] = []
+                self._roll(now)
+                for campaign in self.campaigns.values():
+                    self._apply_budget(campaign)  # a file may have been changed since
+                self._calibrate(now)
+                self._resume_multipliers()
+                self.engine.on_boundary = self._boundary
             self.tick()
             self.ledger.sync()
         except BaseException:
