@@ -133,8 +133,12 @@ class CellStore:
         slug = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in words)[:80]
         return self.folder / f"{slug}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}.json"
 
-    def get(self, key: Mapping[str, Any]) -> Any | None:
-        """The cell's value, or None when it was not finished or measured other sources."""
+    def get(self, key: Mapping[str, Any], fingerprint: str | None = None) -> Any | None:
+        """The cell's value, or None when it was not finished or measured other sources.
+
+        Args:
+            fingerprint: of the sources of this cell, where it measures others than the rest.
+        """
         path = self.path(key)
         if not path.exists():
             return None
@@ -142,30 +146,32 @@ class CellStore:
             cell = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError:
             return None
-        if cell.get("fingerprint") != self.fingerprint and not self.keep_stale:
+        if cell.get("fingerprint") != (fingerprint or self.fingerprint) and not self.keep_stale:
             return None
         return cell["value"]
 
-    def put(self, key: Mapping[str, Any], value: Any, *, seconds: float = 0.0) -> None:
+    def put(
+        self, key: Mapping[str, Any], value: Any, *, seconds: float = 0.0, fingerprint: str | None = None
+    ) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(
             self.path(key),
             {
                 "key": dict(key),
-                "fingerprint": self.fingerprint,
+                "fingerprint": fingerprint or self.fingerprint,
                 "seconds": round(seconds, 3),
                 "peak_memory_mb": round(peak_memory_mb(), 1),
                 "value": value,
             },
         )
 
-    def run(self, key: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+    def run(self, key: Mapping[str, Any], measure: Callable[[], Any], fingerprint: str | None = None) -> Any:
         """The kept value, else what `measure()` returns (JSON-able), kept."""
-        value = self.get(key)
+        value = self.get(key, fingerprint)
         if value is None:
             start = time.perf_counter()
             value = measure()
-            self.put(key, value, seconds=time.perf_counter() - start)
+            self.put(key, value, seconds=time.perf_counter() - start, fingerprint=fingerprint)
             # what is used equals what a resumed run would read
             value = json.loads(json.dumps(value))
         return value
@@ -238,13 +244,20 @@ class Benchmark:
     def seeds(self) -> list[int]:
         return list(self.args.seeds[:1] if self.quick else self.args.seeds)
 
-    def cell(self, key: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
-        """A measurement that is kept on disk; `key` names everything it depends on beside the sources."""
+    def cell(
+        self, key: Mapping[str, Any], measure: Callable[[], Any], *, sources: Sequence[str] | None = None
+    ) -> Any:
+        """A measurement that is kept on disk; `key` names everything it depends on beside the sources.
+
+        Args:
+            sources: what this cell measures, where that is less than the rest of the benchmark.
+        """
         path = self.store.path(key)
         if self.args.fresh and path not in self._measured:
             path.unlink(missing_ok=True)
         self._measured.add(path)
-        return self.store.run(key, measure)
+        own = None if sources is None else fingerprint(ROOT / source for source in sources)
+        return self.store.run(key, measure, own)
 
     def row(self, **values: Any) -> None:
         """One measured figure; keys of DESIGN's tidy row first, any others after."""

@@ -63,6 +63,15 @@ SOURCES = (
     "rankloom/decoding", "rankloom/models", "rankloom/training", "rankloom/semantic", "rankloom/pipeline.py", "rankloom/choosing.py", "rankloom/building.py", "rankloom/recommender.py",
     *(f"rankloom/evaluation/{name}.py" for name in ("cascade", "evaluate", "floors", "metrics", "rankloom_system", "sasrec", "systems")),
 )  # fmt: skip
+# what a baseline's figures depend on: neither our generator nor its selection
+BASELINE_SOURCES = (
+    "rankloom/data", "rankloom/semantic", *(f"rankloom/evaluation/{name}.py" for name in ("evaluate", "metrics", "systems")),
+)  # fmt: skip
+FILES_OF: dict[str, tuple[str, ...]] = {
+    "memory": ("rankloom/decoding/memory.py", "rankloom/evaluation/floors.py"), "cascade": ("rankloom/evaluation/cascade.py", "rankloom/evaluation/cascade_statistics.py"),
+    "tiger": ("rankloom/evaluation/tiger.py",), **dict.fromkeys(("sasrec", "sasrec-text"), ("rankloom/evaluation/sasrec.py",)),
+    **dict.fromkeys(("markov", "popularity", "item-knn"), ("rankloom/evaluation/floors.py",)),
+}  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -74,6 +83,7 @@ def main() -> int:
     parser.add_argument("--dataset", required=True, help="beauty, toys, scientific, or a folder")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "amazon", help="where shops and models lie")
     parser.add_argument("--no-slow", action="store_true", help="leave out SASRec, TIGER and the cascade")
+    parser.add_argument("--skip", nargs="+", default=[], choices=sorted(FILES_OF), help="baselines to leave out")
     parser.add_argument("--beams", action="store_true", help=f"also beams {', '.join(map(str, BEAMS))} (first seed)")
     parser.add_argument("--max-users", type=int, help="rank a random sample of so many people")
     bench = Benchmark.from_args("amazon", parser=parser, sources=SOURCES)
@@ -95,9 +105,13 @@ def main() -> int:
         if not args.no_slow and not bench.quick:
             systems += ["sasrec-text"] + (["sasrec", "cascade", "tiger"] if number == 0 else [])
         for system in systems:
+            if system in args.skip:
+                continue
+            own = FILES_OF.get(system)
             found = bench.cell(
                 {**key, "system": system, "users": users},
                 partial(rank, system, home_of(args.folder, name, seed, bench.quick), seed, users),
+                sources=None if own is None else (*BASELINE_SOURCES, *own),
             )
             owner = found["user"]
             minutes = trained["minutes"] if system.startswith("rankloom") else found["minutes"]
