@@ -22,9 +22,11 @@ FloatArray = NDArray[np.float64]
 MIXES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 LIFTS: Final = (0.0, 0.5, 0.75, 1.0)
 NOWS: Final = (0.0, 0.15, 0.3)
-SHARES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
+SHARES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 0.95)
 FEW_SHARES: Final = (0.0, 0.3, 0.6)
 """Of the selection, while the lift is chosen."""
+REFINED: Final = 10_000
+"""Cases that the refiner is fitted on, about."""
 
 
 def excluded_rows(sequences: Sequences, cases: Cases, part: slice) -> list[torch.Tensor]:
@@ -103,11 +105,14 @@ def choose_weights(
 def choose_refiner(
     rankloom: Rankloom, sequences: Sequences, table: FeatureTable, *, mask_seen: bool, quiet: bool = False
 ) -> tuple[Refiner | None, dict[str, float]]:
-    """The refiner fitted on validation cases of at most 4,000 people, five each; None where it does not help.
+    """The refiner fitted on some ten thousand validation cases, at most five a person; None where it does not help.
 
     Where lists hide what was seen, it learns from a fifth of the cases with nothing hidden as well: a request may ask for that.
     """
-    cases = sequences.cases(VALID, max_per_user=5, max_users=4000, seed=0)
+    cases = sequences.cases(VALID, max_per_user=5, max_users=REFINED, seed=0)
+    if len(cases) > REFINED:
+        people = len(np.unique(cases.user)) * REFINED // len(cases)
+        cases = sequences.cases(VALID, max_per_user=5, max_users=people, seed=0)
     seconds = torch.from_numpy(sequences.timestamp / 1e6) if sequences.has_clock else None
     examples, also = [], []
     size = 64

@@ -422,7 +422,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {"d_model": 64, "n_layers": 2, "n_heads": 2, "ffn_mult": 2.0, "dropout": 0.3, "content": "aligned", "item_dropout": 0.3},
         "training": {
             "batch_tokens": 1024,
-            "max_epochs": 8,
+            "max_epochs": 12,
             "eval_users": 4000,
             "learning_rate": 2e-3,
             "label_smoothing": 0.1,

@@ -35,7 +35,8 @@ from rankloom.decoding.beam import BeamResult, beam_search
 from rankloom.decoding.exposure import Exposure, LiftTables
 from rankloom.decoding.masks import MaskIndex, NodeCounts
 from rankloom.decoding.memory import BehaviourMemory, Guide, latest_first
-from rankloom.decoding.refine import PLACES, ItemFacts, RefineExamples, RefineInput, Refiner, features
+from rankloom.decoding.refine import RefineExamples, Refiner
+from rankloom.decoding.refine_features import PLACES, ItemFacts, RefineInput, features, item_groups, item_sizes
 from rankloom.decoding.select import Candidates, Weights, expand, leaf_log_share, mix_scores, top_k, with_memory
 from rankloom.decoding.trace import BeamTrace, trace_of
 from rankloom.errors import RankloomError
@@ -561,10 +562,10 @@ class Rankloom:
         self, candidates: Candidates, select_BC: Tensor, guide: Guide | None, now_BC: Tensor | None, table: FeatureTable,
         begin: Tensor, stop: Tensor, when: Tensor | None, surface: Tensor | None,
     ) -> RefineInput:  # fmt: skip
-        memory = age = None
+        memory = told = age = None
         if guide is not None:
-            told, whole = guide.items(candidates.item_BC)
-            memory = told / whole.clamp_min(1e-300)
+            own, whole = guide.items(candidates.item_BC)
+            memory, told = own / whole.clamp_min(1e-300), whole[:, 0]
         if self.model.age is not None and when is not None:
             age = (when[:, None] - self.model.items.created_I[candidates.item_BC.clamp_min(0)]) / 86_400
         everything = torch.ones(len(table.item), dtype=torch.bool)
@@ -579,7 +580,7 @@ class Rankloom:
             ]
         )
         return RefineInput(
-            candidates.log_prob_BC, select_BC, candidates.item_BC, memory, now_BC, age, history, searches, seen
+            candidates.log_prob_BC, select_BC, candidates.item_BC, memory, told, now_BC, age, history, searches, seen
         )
 
     @torch.no_grad()
@@ -687,6 +688,8 @@ class Rankloom:
             watched_I=watched(self.items),
             unit_ID=torch.nn.functional.normalize(torch.from_numpy(self.tokenizer.aligned).float(), dim=1),
             tokens_IA=self.model.items.attributes_IF,
+            group_IG=item_groups(self.items, ids.codes),
+            size_I2=item_sizes(self.items),
         )
         self._item_ids: list[str] = self.items["item_id"].to_list()
         self._titles: list[str] = self.items["title"].to_list()

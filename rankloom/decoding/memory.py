@@ -8,9 +8,10 @@ history it names items with an amount
 
 and the amounts of the items below a node of the trie add up, so that it is a distribution over the next code too:
 
-    p(code | prefix, h) = (1 - share) * p_model(code | prefix, h) + share * memory(prefix + code) / memory(prefix)
+    p(code | prefix, h) = (1 - s) * p_model(code | prefix, h) + s * memory(prefix + code) / memory(prefix)
+    s = share * memory(prefix) / (memory(prefix) + EVIDENCE)
 
-wherever memory(prefix) > 0, and p_model elsewhere. That is the interpolation of kNN language models (Khandelwal et al.
+so that a memory that says much counts in full and a faint one hardly (as in Witten and Bell's backoff). That is the interpolation of kNN language models (Khandelwal et al.
 2020) and of the copy mechanism (See et al. 2017), with behaviour as the datastore; generators and memories win on
 different requests (arXiv 2603.19809). Only rows of the person's own items are read, so the cost does not grow with the
 catalogue. New items are not in the memory; the model alone finds them.
@@ -20,7 +21,6 @@ Shapes: I catalogue rows, E table entries, B requests, P places of a padded hist
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 
 import numpy as np
@@ -41,6 +41,8 @@ ROW_POWER: Final = 0.4
 """Rows are divided by (1 + their sum) to this power: between counts (0) and probabilities (1)."""
 AGE_DECAY: Final = 0.6
 """Weight of one more step back in the history at serving."""
+EVIDENCE: Final = 0.2
+"""Amount of memory that counts half."""
 
 
 class BehaviourMemory:
@@ -135,7 +137,7 @@ class Guide:
     Args:
         index: leaves and ancestors of the trie.
         recalled: what `BehaviourMemory.recall` returned.
-        share: weight of the memory where it has something to say, in [0, 1).
+        share: weight of the memory where it has much to say, in [0, 1).
     """
 
     def __init__(self, index: MaskIndex, recalled: tuple[Tensor, Tensor, Tensor], *, share: float) -> None:
@@ -147,7 +149,6 @@ class Guide:
         request, item, leaf, amount = request[here], item[here], leaf[here], amount[here].double()
         self.share = share
         self.n_levels = index.trie.n_levels
-        self.log_own, self.log_share = math.log1p(-share), math.log(share) if share else float("-inf")
         self._sizes = [1] + [index.trie.n_nodes(depth) for depth in range(1, index.trie.n_levels + 1)]
         self._keys: list[Tensor] = []
         self._sums: list[Tensor] = []
@@ -162,7 +163,7 @@ class Guide:
         """(P,) memory below each (request, node of a depth 0..L); depth L + 1 asks for catalogue rows."""
         keys = self._keys[depth]
         if not len(keys):
-            return torch.zeros(len(node), dtype=torch.float64)
+            return torch.zeros(node.shape, dtype=torch.float64)
         wanted = request * self._sizes[depth] + node
         at = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
         return torch.where(keys[at] == wanted, self._sums[depth][at], 0.0)
@@ -177,9 +178,10 @@ class Guide:
         """(P,) log-probabilities of continuing `parent` (depth - 1) with `child` (depth), memory and model together."""
         whole = self.amount(depth - 1, request, parent)
         part = self.amount(depth, request, child)
-        told = (part / whole.clamp_min(1e-300)).log().float()
-        mixed = torch.logaddexp(log_prob + self.log_own, told + self.log_share)
-        return torch.where(whole > 0, mixed, log_prob)
+        # share * whole / (whole + EVIDENCE) of part / whole
+        told = (self.share * part / (whole + EVIDENCE)).log().float()
+        own = torch.log1p(-self.share * whole / (whole + EVIDENCE)).float()
+        return torch.logaddexp(log_prob + own, told)
 
 
 def latest_first(item_E: Tensor, counts_E: Tensor, start_B: Tensor, stop_B: Tensor, *, places: int = 20) -> Tensor:

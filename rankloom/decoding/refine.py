@@ -1,15 +1,14 @@
 """The last word on the order of generated items: a small network that reads, beside the scores, what the scores leave out.
 
 Generator, selection head and memory each have an opinion; how much each is worth depends on the item (new or old, seen
-before or not) and on the request (search or feed, long history or none). The refiner reads both opinions, their ranks, the
-memory, how often the item is taken now, its age, and how near it is to the latest items of the history, and adds a
-correction to the joined score. It is a selection of generated items like the head before it: it reads the few hundred
-items of the beam, never the catalogue.
+before or not) and on the request (search or feed, long history or none). The refiner reads the opinions and what relates
+the item to the moment and to the history (refine_features.py), and adds a correction to the joined score. It is a selection
+of generated items like the head before it: it reads the few hundred items of the beam, never the catalogue.
 
 It is fitted on validation cases by the softmax over the generated items, with a fifth of the people held out to choose how
 long; where it does not help them it stays out.
 
-Shapes: B requests, C generated items, P latest items of the history, F features.
+Shapes: B requests, C generated items, F features.
 """
 
 from __future__ import annotations
@@ -23,105 +22,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-PLACES: Final = 12
-"""Latest items of the history that nearness is measured to."""
-DECAY: Final = 0.8
-FEATURES: Final = (
-    "generator", "selection", "generator rank", "selection rank", "memory", "now", "log count", "never taken", "watched",
-    "log age", "age", "near the last", "nearest", "near the history", "seen before", "search", "history length",
-    "shared with the last", "shared with the history",
-)  # fmt: skip
+from rankloom.decoding.refine_features import FEATURES
+
 _HIDDEN: Final = 24
 _EPOCHS: Final = 30
-_SILENT: Final = -9.0
+_PATIENCE: Final = 8
+"""Epochs without a better held-out figure before no further one is tried."""
 _CONSTANT: Final = 1e-4
 """A feature that spreads less than this said nothing in the examples; its scale is 1 then, so that it cannot shout later."""
-
-
-@dataclass
-class RefineInput:
-    """What the features of one batch are made of.
-
-    Attributes:
-        log_prob_BC, select_BC: scores of generator and selection, -inf for padding.
-        item_BC: catalogue rows, -1 for padding.
-        memory_BC: share of the memory in (0, 1], 0 where it is silent; None without a memory.
-        now_BC: log of how often the items are taken at the moment; None where the model does not know.
-        age_BC: days since the items were listed, NaN unknown; None likewise.
-        history_BP: catalogue rows of the latest items, latest first, -1 padding.
-        search_B: whether the request is a search.
-        seen_BC: whether the items are in the history, however long ago.
-    """
-
-    log_prob_BC: Tensor
-    select_BC: Tensor
-    item_BC: Tensor
-    memory_BC: Tensor | None
-    now_BC: Tensor | None
-    age_BC: Tensor | None
-    history_BP: Tensor
-    search_B: Tensor
-    seen_BC: Tensor
-
-
-@dataclass
-class ItemFacts:
-    """Static facts of the catalogue that the features read: counts, kinds, unit vectors and attribute tokens."""
-
-    count_I: Tensor
-    watched_I: Tensor
-    unit_ID: Tensor
-    tokens_IA: Tensor | None
-
-
-def features(given: RefineInput, facts: ItemFacts) -> Tensor:
-    """(B, C, F) float32 in the order of `FEATURES`; anything for padding."""
-    real = given.item_BC >= 0
-    item, history = given.item_BC.clamp_min(0), given.history_BP.clamp_min(0)
-    seen = given.history_BP >= 0
-    generator = torch.log_softmax(given.log_prob_BC, dim=-1)
-    selection = torch.log_softmax(given.select_BC, dim=-1)
-    weight_BP = DECAY ** torch.arange(history.shape[1]) * seen
-    weight_BP = weight_BP / weight_BP.sum(1, keepdim=True).clamp_min(1e-6)
-    near = torch.einsum("bcd,bpd->bcp", facts.unit_ID[item], facts.unit_ID[history]) * seen[:, None]
-    shared = torch.zeros_like(near)
-    if facts.tokens_IA is not None:
-        for column in range(facts.tokens_IA.shape[1]):
-            own, theirs = facts.tokens_IA[item, column], facts.tokens_IA[history, column]
-            shared = shared + ((own[:, :, None] == theirs[:, None]) & (own > 0)[:, :, None]) * seen[:, None]
-    nothing = torch.zeros_like(generator)
-    count = facts.count_I[item]
-    age = nothing if given.age_BC is None else torch.nan_to_num(given.age_BC, nan=0.0).clamp(0, 90).float()
-    memory = nothing if given.memory_BC is None else given.memory_BC.clamp_min(np.exp(_SILENT)).log().float()
-    columns = [
-        generator,
-        selection,
-        _log_rank(generator, real),
-        _log_rank(selection, real),
-        memory,
-        nothing if given.now_BC is None else given.now_BC,
-        (count + 1).log(),
-        (count == 0).float(),
-        facts.watched_I[item].float(),
-        torch.log1p(age),
-        age / 30,
-        near[:, :, 0],
-        near.amax(-1),
-        (near * weight_BP[:, None]).sum(-1),
-        given.seen_BC.float(),
-        given.search_B.float()[:, None].expand_as(generator),
-        (seen.sum(1).float() / PLACES)[:, None].expand_as(generator),
-        shared[:, :, 0],
-        (shared * weight_BP[:, None]).sum(-1),
-    ]
-    out = torch.stack([column.float() for column in columns], dim=-1)
-    return torch.where(torch.isfinite(out), out, -30.0)
-
-
-def _log_rank(score: Tensor, real: Tensor) -> Tensor:
-    ordered = torch.where(real, score, float("-inf")).sort(dim=1, descending=True, stable=True).indices
-    rank = torch.empty_like(ordered).scatter_(1, ordered, torch.arange(score.shape[1]).expand_as(ordered))
-    return torch.log1p(rank.float())
 
 
 class Refiner(nn.Module):
@@ -194,6 +102,8 @@ def fit_refiner(
         value = _ndcg(refiner, held)
         if value > best:
             best, epochs = value, number
+        elif number >= epochs + _PATIENCE:
+            break
     figures = {"held-out ndcg@10, joined": before, "held-out ndcg@10, refined": best, "epochs": float(epochs)}
     if epochs == 0:
         return None, figures
@@ -210,6 +120,7 @@ def _epochs(refiner: Refiner, examples: Sequence[RefineExamples], seed: int) -> 
         torch.manual_seed(seed)
         nn.init.xavier_uniform_(refiner.up.weight)
     optimiser = torch.optim.AdamW(refiner.parameters(), lr=3e-3, weight_decay=0.1)
+    examples = [found for own in examples if len((found := _found(own)).target_B)]
     for epoch in range(_EPOCHS):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed * 1009 + epoch)
@@ -219,13 +130,16 @@ def _epochs(refiner: Refiner, examples: Sequence[RefineExamples], seed: int) -> 
         yield refiner.eval()
 
 
+def _found(own: RefineExamples) -> RefineExamples:
+    """The cases whose target was generated: the others teach no order."""
+    found = (own.item_BC == own.target_B[:, None]).any(1)
+    return RefineExamples(own.feature_BCF[found], own.score_BC[found], own.item_BC[found], own.target_B[found])
+
+
 def _step(refiner: Refiner, optimiser: torch.optim.Optimizer, own: RefineExamples) -> None:
+    score = torch.where(own.item_BC >= 0, own.score_BC + refiner(own.feature_BCF), float("-inf"))
     hit = own.item_BC == own.target_B[:, None]
-    found = hit.any(1)
-    if not found.any():
-        return
-    score = torch.where(own.item_BC >= 0, own.score_BC + refiner(own.feature_BCF), float("-inf"))[found]
-    loss: Tensor = -torch.where(hit[found], torch.log_softmax(score, dim=1), 0.0).sum() / found.sum()
+    loss: Tensor = -torch.where(hit, torch.log_softmax(score, dim=1), 0.0).sum() / len(score)
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()

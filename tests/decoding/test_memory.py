@@ -15,6 +15,7 @@ from rankloom.decoding.beam import beam_search
 from rankloom.decoding.masks import MaskIndex
 from rankloom.decoding.memory import (
     AGE_DECAY,
+    EVIDENCE,
     REVERSE,
     ROW_POWER,
     STEP_DECAY,
@@ -131,7 +132,8 @@ def brute_force(model: Any, prefix: Any, trie: Trie, guide: Guide, n_requests: i
                 whole = float(amounts[ancestors[level] == ancestors[level][leaf]].sum())
                 part = float(amounts[ancestors[level + 1] == ancestors[level + 1][leaf]].sum())
                 if whole > 0:
-                    own = (1 - guide.share) * own + guide.share * part / whole
+                    share = guide.share * whole / (whole + EVIDENCE)
+                    own = (1 - share) * own + share * part / whole
                 total[request, leaf] += math.log(own)
     return total
 

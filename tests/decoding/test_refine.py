@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 import torch
 
-from rankloom.decoding.refine import (
+from rankloom.decoding.refine import RefineExamples, Refiner, fit_refiner
+from rankloom.decoding.refine_features import (
     FEATURES,
     ItemFacts,
-    RefineExamples,
     RefineInput,
-    Refiner,
     features,
-    fit_refiner,
+    item_groups,
+    item_sizes,
 )
 
 INF = float("inf")
+NAN = float("nan")
 
 
 def facts() -> ItemFacts:
@@ -25,6 +27,8 @@ def facts() -> ItemFacts:
         watched_I=torch.tensor([1, 0, 0, 1]),
         unit_ID=unit,
         tokens_IA=torch.tensor([[5, 0], [5, 7], [6, 7], [0, 0]]),
+        group_IG=torch.tensor([[1, 1, 0, 1, 1], [1, 1, 2, 1, 2], [2, 1, 2, 2, 3], [0, 0, 0, 2, 3]]),
+        size_I2=torch.tensor([[3.0, NAN], [5.0, NAN], [4.0, 6.0], [NAN, NAN]]),
     )
 
 
@@ -34,6 +38,7 @@ def given() -> RefineInput:
         select_BC=torch.tensor([[0.5, 2.0, -INF]]),
         item_BC=torch.tensor([[1, 2, -1]]),
         memory_BC=torch.tensor([[0.25, 0.0, 0.0]], dtype=torch.float64),
+        told_B=torch.tensor([3.0], dtype=torch.float64),
         now_BC=torch.tensor([[-3.0, -4.0, 0.0]]),
         age_BC=torch.tensor([[2.0, float("nan"), 0.0]], dtype=torch.float64),
         history_BP=torch.tensor([[2, 0, -1]]),
@@ -65,16 +70,92 @@ def test_features_are_what_their_names_say() -> None:
     assert torch.isfinite(out).all()
 
 
+def test_the_features_of_history_groups_and_company_are_what_their_names_say() -> None:
+    out = features(given(), facts())
+    of = {name: out[0, :2, place] for place, name in enumerate(FEATURES)}
+    torch.testing.assert_close(of["memory says"], torch.log(torch.tensor([4.0, 4.0])))
+    # the history is item 2, then item 0; the candidates are items 1 and 2
+    assert of["seen lately"].tolist() == [0.0, 1.0]
+    torch.testing.assert_close(of["times seen"], torch.log1p(torch.tensor([0.0, 1.0])))
+    torch.testing.assert_close(of["steps since seen"], torch.tensor([1 / 204, 1.0]))
+    older = 0.95 / 1.95
+    torch.testing.assert_close(of["share of category"], torch.tensor([older, 1 - older]))
+    torch.testing.assert_close(of["share of department"], torch.tensor([1.0, 1.0]))
+    torch.testing.assert_close(of["share of brand"], torch.tensor([1 - older, 1 - older]))
+    torch.testing.assert_close(of["share of two codes"], torch.tensor([0.0, 1 - older]))
+    assert of["category of the last"].tolist() == [0.0, 1.0]
+    assert of["brand of the last"].tolist() == [1.0, 1.0]
+    usual = (4.0 + 0.95 * 3.0) / 1.95
+    torch.testing.assert_close(of["price above the usual"], torch.tensor([5.0 - usual, 4.0 - usual]))
+    torch.testing.assert_close(of["price off the usual"], torch.tensor([5.0 - usual, 4.0 - usual]))
+    assert of["duration above the usual"].tolist() == [0.0, 0.0]
+    # different categories and first codes: each candidate keeps its own company
+    torch.testing.assert_close(of["generator of its category"], of["generator"])
+    torch.testing.assert_close(of["selection of its code"], of["selection"])
+    torch.testing.assert_close(of["memory of its category"], torch.log(torch.tensor([0.25, 1e-4])))
+
+
+def test_candidates_of_one_category_share_what_the_opinions_give_it() -> None:
+    own, request = facts(), given()
+    own.group_IG[2, 0] = 1
+    out = features(request, own)
+    of = {name: out[0, :2, place] for place, name in enumerate(FEATURES)}
+    torch.testing.assert_close(of["generator of its category"], torch.zeros(2))
+    torch.testing.assert_close(of["memory of its category"], torch.log(torch.tensor([0.25, 0.25])))
+    # without a category there is no company
+    own.group_IG[:, 0] = 0
+    out = features(request, own)
+    place = FEATURES.index("generator of its category")
+    torch.testing.assert_close(out[0, :2, place], torch.log(torch.tensor([1e-4, 1e-4])))
+
+
+def test_groups_and_sizes_are_read_from_the_catalogue() -> None:
+    items = pl.DataFrame(
+        {
+            "category": [["a", "b"], ["a", "c"], ["a", "b"], None, []],
+            "brand": ["x", None, "x", "", "y"],
+            "price_micros": [8_000_000, 0, None, 2_000_000, -5],
+        },
+        schema_overrides={"category": pl.List(pl.String)},
+    )
+    group = item_groups(items, np.array([[0, 1], [0, 2], [1, 1], [1, 1], [0, 1]]))
+
+    def same(column: int, a: int, b: int) -> bool:
+        return bool(group[a, column] == group[b, column] > 0)
+
+    assert same(0, 0, 2)
+    assert not same(0, 0, 1)
+    assert same(1, 0, 1)
+    assert same(2, 0, 2)
+    assert not same(2, 0, 4)
+    assert group[3, :3].tolist() == [0, 0, 0]
+    assert same(3, 0, 4)
+    assert same(3, 0, 1)
+    assert not same(3, 0, 2)
+    assert same(4, 0, 4)
+    assert not same(4, 0, 1)
+    assert not same(4, 0, 2)
+    size = item_sizes(items)
+    assert torch.isnan(size[:, 1]).all()
+    assert torch.isnan(size[[1, 2, 4], 0]).all()
+    torch.testing.assert_close(size[0, 0] - size[3, 0], torch.tensor(2.0))
+    bare = item_groups(pl.DataFrame({"title": ["a", "b"]}), np.array([[3], [3]]))
+    assert bare[0].tolist() == bare[1].tolist()
+    assert bare[0, :3].tolist() == [0, 0, 0]
+
+
 def test_padding_and_other_requests_change_nothing() -> None:
     one, own = given(), facts()
+    longer = {
+        name: torch.cat([value, torch.zeros_like(value[:, :2])], dim=1)
+        for name, value in vars(one).items()
+        if name.endswith("_BC")
+    }
     wide = RefineInput(
-        *(
-            None if value is None else torch.cat([value, torch.zeros_like(value[:, :2])], dim=1)
-            for value in (one.log_prob_BC, one.select_BC, one.item_BC, one.memory_BC, one.now_BC, one.age_BC)
-        ),
+        **longer,
+        told_B=one.told_B,
         history_BP=one.history_BP,
         search_B=one.search_B,
-        seen_BC=torch.cat([one.seen_BC, one.seen_BC[:, :2]], dim=1),
     )
     wide.log_prob_BC[:, 3:], wide.select_BC[:, 3:], wide.item_BC[:, 3:] = -INF, -INF, -1
     assert torch.equal(features(wide, own)[:, :2], features(one, own)[:, :2])
