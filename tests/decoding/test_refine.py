@@ -185,6 +185,21 @@ def test_it_learns_what_the_scores_leave_out_and_survives_saving() -> None:
     assert torch.equal(again(fresh.feature_BCF), refiner(fresh.feature_BCF))
 
 
+def test_members_differ_and_their_mean_has_the_word() -> None:
+    refiner, _ = fit_refiner(examples(0, useful=True), seed=0)
+    assert refiner is not None
+    feature = examples(1, useful=True)[0].feature_BCF
+    each = refiner.each(feature)
+    torch.testing.assert_close(refiner(feature), each.mean(-1))
+    spread = each - each.mean(-1, keepdim=True)
+    assert float(spread.detach().std()) > 1e-3
+    # a member by hand: its own slice of the hidden units and nothing else
+    scaled = (feature - refiner.mean_F) / refiner.spread_F
+    width = refiner.down_MH.shape[1]
+    hidden = torch.nn.functional.gelu(scaled @ refiner.up.weight[width : 2 * width].T + refiner.up.bias[width : 2 * width])
+    torch.testing.assert_close(hidden @ refiner.down_MH[1] + refiner.shift_M[1], each[..., 1], atol=1e-5, rtol=1e-4)
+
+
 def test_one_seed_gives_one_refiner() -> None:
     first, second = (fit_refiner(examples(0, useful=True), seed=3)[0] for _ in range(2))
     assert first is not None
