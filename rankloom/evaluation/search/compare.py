@@ -94,8 +94,8 @@ def difference(
 def third_of(count_C: NDArray[Any]) -> NDArray[np.int64]:
     """(C,) 0, 1 or 2 by ascending count; equal counts are in one third."""
     order = np.sort(count_C)
-    limits = [order[len(order) * part // 3] for part in (1, 2)] if len(order) else [0, 0]
-    out: NDArray[np.int64] = np.searchsorted(np.asarray(limits), count_C, side="right").astype(np.int64)
+    limits = [order[-(-len(order) * part // 3) - 1] for part in (1, 2)] if len(order) else [0, 0]
+    out: NDArray[np.int64] = np.searchsorted(np.asarray(limits), count_C, side="left").astype(np.int64)
     return out
 
 
