@@ -79,6 +79,63 @@ class TextConfig(Section):
         return self
 
 
+class KeywordsConfig(Section):
+    """Keywords of titles and queries, found and fused into their vectors (semantic/keywords/; OneSearch, KHQE)."""
+
+    enabled: bool = False
+    """Mine a typed dictionary and fuse; needs the extra `search`."""
+    share: float = Field(default=0.5, ge=0, le=1)
+    """Of the keywords in the fused vector; OneSearch's half. 0 keeps the text's vector."""
+    guard: Literal["off", "weigh", "strip"] = "strip"
+    """Against stuffed titles: nothing; weigh a keyword by how it agrees with the item's columns; also strip what counts 0."""
+    types: tuple[str, ...] = (
+        "entity",
+        "modifier",
+        "brand",
+        "material",
+        "style",
+        "function",
+        "location",
+        "audience",
+        "color",
+        "scene",
+        "specifications",
+        "price",
+        "model",
+        "anchor",
+        "series",
+        "marketing",
+        "season",
+        "pattern",
+    )
+    """Types that are kept; OneSearch's eighteen, or fewer, or the shop's own beside them."""
+    terms: dict[str, tuple[str, ...]] = Field(default={})
+    """Own words by type; they win over what is mined."""
+    attributes: dict[str, str] = Field(default={})
+    """Type of the shop's own attributes, by their key; the common ones are known."""
+    numbers: bool = True
+    """English keywords match in singular and plural."""
+    min_items: int = Field(default=3, ge=1)
+    """Items that hold a word before it is a keyword."""
+    min_takes: int = Field(default=3, ge=1)
+    """Takes after queries with a word, of items that hold it, before it is one."""
+    max_words: int = Field(default=3, ge=1, le=5)
+    """Words of a phrase, at most."""
+    min_lift: float = Field(default=3.0, ge=1)
+    """How many times as frequent a phrase of titles has to be in one category as overall."""
+    min_npmi: float = Field(default=0.3, ge=-1, le=1)
+    """Normalised pointwise mutual information of its parts."""
+    max_per_type: int = Field(default=5000, ge=1)
+    """The head of every type, by items and takes."""
+
+    @model_validator(mode="after")
+    def _check(self) -> KeywordsConfig:
+        unknown = sorted({*self.terms, *self.attributes.values()} - set(self.types))
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)} of terms or attributes: not in types {list(self.types)}")
+        return self
+
+
 class AlignmentConfig(Section):
     """Collaborative alignment of item vectors (semantic/alignment.py; OneRec TR section on tokenizers)."""
 
@@ -299,6 +356,7 @@ class Config(Section):
     preset: PresetName = "small"
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
+    keywords: KeywordsConfig = KeywordsConfig()
     alignment: AlignmentConfig = AlignmentConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
     model: ModelConfig = ModelConfig()
@@ -307,6 +365,12 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     decoding: DecodingConfig = DecodingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.keywords.enabled and self.text.embedder == "column":
+            raise ValueError("keywords.enabled needs a text embedder, but text.embedder is column")
+        return self
 
     @classmethod
     def preset_config(cls, name: str) -> Config:

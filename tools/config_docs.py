@@ -51,7 +51,7 @@ def annotations() -> dict[tuple[str, str], str]:
 def values(kind: str) -> str:
     """A type in a reader's words."""
     kind = kind.replace("Literal", "").replace("tuple[int, ...]", "list of numbers")
-    kind = kind.replace("tuple[str, ...]", "list of names").replace("None", "null")
+    kind = kind.replace("tuple[str, ...]", "list of names").replace("None", "null").replace("dict[str, ", "mapping to [")
     if kind.startswith("tuple["):
         kind = "list of " + kind.removeprefix("tuple[").removesuffix(", ...]")
     for name, word in (("int", "whole number"), ("float", "number"), ("str", "text"), ("bool", "true, false")):

@@ -1,6 +1,7 @@
 """The tokenizer: catalogue and training log in, content vectors, aligned vectors and semantic IDs out.
 
-Text -> content vectors -> collaborative alignment (training pairs only) -> quantiser -> collision policy.
+Text (and its keywords, where `keywords.enabled`) -> content vectors -> collaborative alignment (training pairs only) ->
+quantiser -> collision policy.
 Its frozen parts name new items deterministically, without retraining.
 
 Collision policies: `list` lets several items share a SID (serving orders them by prior and selection); `dedup` (TIGER)
@@ -21,6 +22,10 @@ from rankloom.data.sequences import TRAIN, Sequences
 from rankloom.errors import RankloomError
 from rankloom.semantic.alignment import Aligner
 from rankloom.semantic.ids import SemanticIds, usage_report
+from rankloom.semantic.keywords.enhancer import KeywordEnhancer, keywords_of_items, strip_items
+from rankloom.semantic.keywords.matching import KeywordMatcher
+from rankloom.semantic.keywords.mining import mine
+from rankloom.semantic.keywords.searches import training_searches
 from rankloom.semantic.pairs import Pairs, cooccurrence_pairs, swing_pairs, target_pairs
 from rankloom.semantic.quantizers.base import CodeArray, FloatArray, Quantizer, reconstruction_errors
 from rankloom.semantic.quantizers.registry import load_quantizer, make_quantizer
@@ -43,6 +48,7 @@ class Tokenizer:
         aligned: (I, A) vectors that were quantised.
         semantic_ids: the codes.
         embedder_name: what `auto` became.
+        keywords: the dictionary and its vectors; None where keywords are not fused.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class Tokenizer:
         aligned: FloatArray,
         semantic_ids: SemanticIds,
         reconstruction: list[float],
+        keywords: KeywordEnhancer | None = None,
     ) -> None:
         self.config = config
         self.embedder_name = embedder_name
@@ -67,11 +74,12 @@ class Tokenizer:
         self.aligned = aligned
         self.semantic_ids = semantic_ids
         self.reconstruction = reconstruction
+        self.keywords = keywords
 
     @classmethod
     def fit(cls, items: pl.DataFrame, sequences: Sequences, config: Config, *, quiet: bool = False) -> Tokenizer:
         """Fits every part on the catalogue's text and the TRAIN rows of the log."""
-        name, embedder, content = _fit_content(items, config)
+        name, embedder, keywords, content = _fit_content(items, sequences, config)
         aligner: Aligner | None = None
         aligned = content
         if config.alignment.enabled:
@@ -95,6 +103,7 @@ class Tokenizer:
             aligned=aligned,
             semantic_ids=SemanticIds(codes, sizes, prior),
             reconstruction=reconstruction,
+            keywords=keywords,
         )
 
     def embed_texts(self, texts: list[str]) -> FloatArray:
@@ -102,6 +111,8 @@ class Tokenizer:
         if self.embedder is None:
             return np.zeros((len(texts), self.content.shape[1]), dtype=np.float32)
         vectors = self.embedder.embed(texts)
+        if self.keywords is not None:
+            vectors = self.keywords.queries(texts, vectors)
         missing = self.content.shape[1] - vectors.shape[1]
         return np.pad(vectors, ((0, 0), (0, missing))) if missing else vectors
 
@@ -121,7 +132,7 @@ class Tokenizer:
 
     def assign(self, items: pl.DataFrame) -> tuple[FloatArray, FloatArray, CodeArray]:
         """(content, aligned, codes) of new items from the frozen parts; with `dedup` they take the next free code."""
-        content = _content(items, self.config, self.embedder)
+        content = _content(items, self.config, self.embedder, self.keywords)
         if content.shape[1] != self.content.shape[1]:
             raise RankloomError(
                 f"the vectors of {self.config.text.vector_column!r} make {content.shape[1]} numbers an item, the model was "
@@ -156,6 +167,7 @@ class Tokenizer:
         * `relative_reconstruction_error`: per level, see `reconstruction_errors`; of the fit's vectors;
         * `collision`: the policy, and with `dedup` what it had to part: `shared_sids` says `icr`, `largest_bucket` and
           `distinct_sids` of the codes without the dedup code;
+        * `keywords`: of which types and sources, where they are fused;
         * the rest as in `usage_report`, dedup code included.
         """
         ids = self.semantic_ids
@@ -168,6 +180,7 @@ class Tokenizer:
             "quantizer": self.config.quantizer.kind,
             "last": self.config.quantizer.last,
             "collision": self.config.quantizer.collision,
+            **({} if self.keywords is None else {"keywords": self.keywords.dictionary.report()}),
             "shared_sids": {name: before[name] for name in ("icr", "largest_bucket", "distinct_sids")},
             "relative_reconstruction_error": self.reconstruction,
             **usage_report(ids),
@@ -200,6 +213,7 @@ class Tokenizer:
             "embedder": {} if self.embedder is None else self.embedder.arrays(),
             "aligner": {} if self.aligner is None else self.aligner.arrays(),
             "quantizer": self.quantizer.arrays(),
+            "keywords": {} if self.keywords is None else self.keywords.arrays(),
         }
         for group, own in groups.items():
             arrays.update({f"{group}.{name}": value for name, value in own.items()})
@@ -233,32 +247,52 @@ class Tokenizer:
             aligned=arrays["aligned"],
             semantic_ids=SemanticIds(arrays["codes"], tuple(meta["codebook_sizes"]), arrays["prior"]),
             reconstruction=list(meta["reconstruction"]),
+            keywords=KeywordEnhancer.from_arrays(group("keywords"), config.keywords) if group("keywords") else None,
         )
 
 
-def _fit_content(items: pl.DataFrame, config: Config) -> tuple[str, TextEmbedder | None, FloatArray]:
+def _fit_content(
+    items: pl.DataFrame, sequences: Sequences, config: Config
+) -> tuple[str, TextEmbedder | None, KeywordEnhancer | None, FloatArray]:
     own = None if config.text.vector_column is None else vector_column(items, config.text.vector_column)
     if config.text.embedder == "column":
         assert own is not None
-        return "column", None, own
-    texts = item_texts(items)
+        return "column", None, None, own
+    if not config.keywords.enabled:
+        texts = item_texts(items)
+        name = resolve_embedder(config.text, texts)
+        embedder = make_embedder(name, config.text)
+        return name, embedder, None, _beside(embedder.fit(texts, config.seed), own)
+    dictionary = mine(items, config.keywords, searches=training_searches(sequences))
+    matcher = KeywordMatcher(dictionary, numbers=config.keywords.numbers)
+    found = keywords_of_items(matcher, items, config.keywords)
+    texts = item_texts(strip_items(items, found, config.keywords))
     name = resolve_embedder(config.text, texts)
     embedder = make_embedder(name, config.text)
     content = embedder.fit(texts, config.seed)
-    if own is not None:
-        content = (np.concatenate([content, own], axis=1) / np.sqrt(2)).astype(np.float32)
-    return name, embedder, content
+    keywords = KeywordEnhancer.fit(matcher, embedder.embed, config.keywords)
+    return name, embedder, keywords, _beside(keywords.items(found, content), own)
 
 
-def _content(items: pl.DataFrame, config: Config, embedder: TextEmbedder | None) -> FloatArray:
+def _content(
+    items: pl.DataFrame, config: Config, embedder: TextEmbedder | None, keywords: KeywordEnhancer | None
+) -> FloatArray:
     own = None if config.text.vector_column is None else vector_column(items, config.text.vector_column)
     if embedder is None:
         assert own is not None
         return own
-    content = embedder.embed(item_texts(items))
-    if own is not None:
-        content = (np.concatenate([content, own], axis=1) / np.sqrt(2)).astype(np.float32)
-    return content
+    if keywords is None:
+        return _beside(embedder.embed(item_texts(items)), own)
+    found = keywords_of_items(keywords.matcher, items, config.keywords)
+    content = embedder.embed(item_texts(strip_items(items, found, config.keywords)))
+    return _beside(keywords.items(found, content), own)
+
+
+def _beside(content: FloatArray, own: FloatArray | None) -> FloatArray:
+    if own is None:
+        return content
+    both: FloatArray = (np.concatenate([content, own], axis=1) / np.sqrt(2)).astype(np.float32)
+    return both
 
 
 def _pairs(sequences: Sequences, config: Config) -> Pairs:
