@@ -1,0 +1,347 @@
+"""How far is decoding from the arithmetic it cannot avoid, and where does its time go?
+
+    python benchmarks/decoding_floor.py --quick
+    python benchmarks/decoding_floor.py --json out.json
+
+The floor of a search is the time of its multiplications at the rate of a large matrix product, or of reading its weights
+and the context's keys and values at the rate of memory, whichever is longer, for prefill and for the later codes. Both
+rates are measured in the same process (fp32, one thread, processor time). Two models with random weights:
+
+* `small`: the preset's lazy decoder with a full history, whose context costs its pathway and no layers, beam 128;
+* `d256`: a decoder-only model (d 256, 4 layers, history 256, 3073 tokens), where every layer reads every token.
+
+Then the stages of a whole answer of `small`, and the trie of a large catalogue (10,000,000 IDs of 3 codes of 8192): time to
+build, memory, share of a search, and what the first search after a swap costs. The eager engine compiles nothing, so a swap
+costs no compiling. It has no cache of a person's context either: each request computes its context anew.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any, Final
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from _common import Benchmark
+from _performance import publish
+from _qwen import QwenGenerator
+
+from rankloom.config import Config
+from rankloom.decoding import beam as beam_module
+from rankloom.decoding.beam import beam_search
+from rankloom.decoding.masks import MaskIndex
+from rankloom.decoding.memory import Guide
+from rankloom.decoding.refine import Refiner
+from rankloom.decoding.refine_features import FEATURES, ItemFacts, RefineInput, features
+from rankloom.decoding.select import expand, leaf_log_share, mix_scores, top_k
+from rankloom.models.context import ContextBatch
+from rankloom.models.lazy_decoder import LazyDecoder
+from rankloom.semantic.trie import Trie
+
+SOURCES = ("rankloom/decoding", "rankloom/models", "rankloom/semantic/trie.py", "rankloom/config.py", "benchmarks/_qwen.py",
+           "benchmarks/decoding_floor.py")  # fmt: skip
+N_ITEMS: Final = 12_000
+CODES: Final = (256, 256, 256)
+BEAM: Final = 128
+BYTES: Final = 4
+
+
+def median_ms(work: Callable[[], Any], repeats: int) -> float:
+    work()
+    times = []
+    for _ in range(repeats):
+        begun = time.process_time()
+        work()
+        times.append((time.process_time() - begun) * 1e3)
+    return statistics.median(times)
+
+
+def rates() -> dict[str, float]:
+    """Operations and bytes a millisecond: a large fp32 matrix product, and a sum over 64 MB."""
+    left, right = torch.randn(1024, 256), torch.randn(1024, 256)
+    long = torch.randn(16_000_000)
+    best = min(median_ms(lambda: torch.nn.functional.linear(left, right), 15) for _ in range(3))
+    read = min(median_ms(lambda: long.sum(), 5) for _ in range(3))
+    return {"flops": 2 * 1024 * 1024 * 256 / best, "bytes": long.numel() * BYTES / read}
+
+
+def floor_ms(rate: dict[str, float], *, prefill: float, decode: float, weights: float, kv: float, steps: int) -> float:
+    """Both phases at whichever rate binds; `weights` and `kv` in bytes, read once a phase or step."""
+    first = max(prefill / rate["flops"], (weights + kv) / rate["bytes"])
+    return first + max(decode / rate["flops"], steps * (weights + kv) / rate["bytes"])
+
+
+def lazy_floor(model: LazyDecoder, places: int, beam: int, rate: dict[str, float]) -> float:
+    """Of one request of the lazy decoder with `places` interactions."""
+    dim, layers = model.config.d_model, model.config.n_layers
+    levels, head = len(model.codebook_sizes), sum(model.codebook_sizes) / len(model.codebook_sizes)
+    matrices = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
+    pathway = sum(p.numel() for p in model.context.history_path.parameters() if p.ndim == 2)
+    pathway += model.items.content.weight.numel()
+    row = 2 * matrices + 4 * layers * places * dim + 2 * dim * head
+    kv = model.config.l_kv * model.config.s_kv * places * dim * BYTES
+    return floor_ms(
+        rate, prefill=2 * places * pathway + row, decode=(levels - 1) * beam * row,
+        weights=(matrices + dim * head) * BYTES, kv=kv, steps=levels - 1,
+    )  # fmt: skip
+
+
+def decoder_floor(places: int, beam: int, vocabulary: int, levels: int, rate: dict[str, float]) -> float:
+    """Of one request of the decoder-only model: d 256, 4 layers, 4 query and 2 key heads of 64, SwiGLU of 1024."""
+    dim, layers, heads, groups, width, hidden = 256, 4, 4, 2, 64, 1024
+    matrices = 2 * dim * heads * width + 2 * dim * groups * width + 3 * dim * hidden
+    prefill = 2 * places * ((layers - 1) * matrices + 2 * dim * groups * width) + 2 * matrices
+    prefill += (layers - 1) * 2 * places**2 * heads * width + 4 * places * heads * width + 2 * dim * vocabulary
+    row = 2 * layers * matrices + 4 * layers * places * heads * width + 2 * dim * vocabulary
+    return floor_ms(
+        rate, prefill=prefill, decode=(levels - 1) * beam * row, weights=(layers * matrices + dim * vocabulary) * BYTES,
+        kv=layers * 2 * places * groups * width * BYTES, steps=levels - 1,
+    )  # fmt: skip
+
+
+def lazy_model(seed: int) -> tuple[LazyDecoder, ContextBatch]:
+    """The `small` preset with random weights, and one request with a full history."""
+    rng = np.random.default_rng(seed)
+    config = Config.preset_config("small")
+    torch.manual_seed(seed)
+    codes = np.stack([rng.integers(0, size, N_ITEMS) for size in CODES], axis=1)
+    model = LazyDecoder.from_config(
+        config, codes_IQ=torch.from_numpy(codes), content_IC=torch.randn(N_ITEMS, 384), codebook_sizes=CODES,
+        n_trained=N_ITEMS, text_dim=384,
+    ).eval()  # fmt: skip
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            torch.nn.init.normal_(parameter, std=2.0 / parameter.shape[-1] ** 0.5)
+    places = config.model.max_history
+
+    def draw(high: int) -> torch.Tensor:
+        return torch.from_numpy(rng.integers(0, high, (1, places)))
+
+    length = torch.tensor([places])
+    return model, ContextBatch(draw(N_ITEMS), draw(12), draw(12), draw(32), draw(3), draw(12), length)
+
+
+class Stopwatch:
+    """Processor time by name, of functions while they are wrapped."""
+
+    def __init__(self) -> None:
+        self.ms: dict[str, float] = defaultdict(float)
+
+    def of(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begun = time.process_time()
+            result = function(*args, **kwargs)
+            self.ms[name] += (time.process_time() - begun) * 1e3
+            return result
+
+        return timed
+
+
+@torch.no_grad()
+def answer(
+    model: LazyDecoder,
+    batch: ContextBatch,
+    index: MaskIndex,
+    facts: ItemFacts,
+    refiner: Refiner,
+    log_share: torch.Tensor,
+    watch: Stopwatch,
+) -> None:
+    """What `Rankloom` does for one request, stage by stage."""
+    trie = index.trie
+    places = batch.item_BT.shape[1]
+    prefix = watch.of("prefill", model.prefill)(batch)
+    excluded = [batch.item_BT[0]]
+    masks = watch.of("filter and exclusions", index.requests)([None], excluded)
+    share = 0.3
+    near = torch.arange(0, 20).repeat_interleave(60)
+    recalled = (torch.zeros_like(near), (batch.item_BT[0, near % places] * 31 + torch.arange(len(near))) % N_ITEMS,
+                torch.rand(len(near)))  # fmt: skip
+    guide = watch.of("memory", Guide)(index, recalled, share=share)
+    with ExitStack() as stack:
+        for name in ("_continuations", "_best"):
+            stage = "children of the trie" if name == "_continuations" else "sort"
+            stack.enter_context(patch.object(beam_module, name, watch.of(stage, getattr(beam_module, name))))
+        stack.enter_context(patch.object(model, "step", watch.of("steps", model.step)))
+        stack.enter_context(patch.object(model, "reorder", watch.of("reorder", model.reorder)))
+        begun, before = time.process_time(), sum(watch.ms.values())
+        beams = beam_search(model, prefix, trie, beam=BEAM, masks=masks, guide=guide)
+        inside = sum(watch.ms.values()) - before
+        watch.ms["rest of the search"] += (time.process_time() - begun) * 1e3 - inside
+    candidates = watch.of("expand", expand)(
+        beams.leaf_BW, beams.log_prob_BW, item_start=trie.item_start, leaf_items=trie.leaf_items, log_share=log_share,
+        allowed=masks.allowed_items(), excluded=excluded, guide=guide,
+    )  # fmt: skip
+    _, state, _ = watch.of("select", model.start)(prefix)
+    select = watch.of("select", model.select_scores)(state, candidates.item_BC)
+    own, whole = guide.items(candidates.item_BC)
+    given = RefineInput(
+        candidates.log_prob_BC, select, candidates.item_BC, own / whole.clamp_min(1e-300), whole[:, 0], None, None,
+        batch.item_BT.flip(1)[:, :60], torch.zeros(1, dtype=torch.bool), torch.isin(candidates.item_BC, batch.item_BT),
+    )  # fmt: skip
+    feature = watch.of("refine: features", features)(given, facts)
+    bonus = watch.of("refine: network", refiner)(feature)
+    scores = mix_scores(candidates.log_prob_BC, select, 0.5) + bonus
+    watch.of("top k", top_k)(candidates, scores, 10)
+
+
+@torch.no_grad()
+def lazy(repeats: int, seed: int) -> dict[str, Any]:
+    """The `small` preset: floor, search, and stages of a whole answer."""
+    model, batch = lazy_model(seed)
+    places = batch.item_BT.shape[1]
+    trie = Trie.build(model.items.codes_IQ.numpy(), CODES)
+    index = MaskIndex(trie, N_ITEMS)
+    masks = index.requests([None])
+    rng = np.random.default_rng(seed)
+    facts = ItemFacts(
+        torch.ones(N_ITEMS), torch.zeros(N_ITEMS, dtype=torch.bool),
+        torch.nn.functional.normalize(torch.randn(N_ITEMS, 256), dim=1), torch.from_numpy(rng.integers(0, 99, (N_ITEMS, 4))),
+        torch.from_numpy(rng.integers(0, 99, (N_ITEMS, 5))), torch.randn(N_ITEMS, 2),
+    )  # fmt: skip
+    refiner = Refiner(torch.zeros(len(FEATURES)), torch.ones(len(FEATURES))).eval()
+    log_share = leaf_log_share(trie.item_start, trie.leaf_items, torch.ones(N_ITEMS))
+    rate = rates()
+    search = median_ms(lambda: beam_search(model, model.prefill(batch), trie, beam=BEAM, masks=masks), repeats)
+    answer(model, batch, index, facts, refiner, log_share, Stopwatch())
+    watches = [Stopwatch() for _ in range(repeats)]
+    for watch in watches:
+        answer(model, batch, index, facts, refiner, log_share, watch)
+    stages = {name: statistics.median(watch.ms[name] for watch in watches) for name in watches[0].ms}
+    return {"floor": lazy_floor(model, places, BEAM, rate), "search": search, "stages": stages, **rate}
+
+
+@torch.no_grad()
+def decoder(beam: int, repeats: int, seed: int) -> dict[str, Any]:
+    """The decoder-only model: floor and search."""
+    codes = (1024, 1024, 1024)
+    model = _qwen_weights(seed)
+    generator = QwenGenerator(model, codes)
+    rng = np.random.default_rng(seed)
+    own = np.unique(np.stack([rng.integers(0, size, 20_000) for size in codes], axis=1), axis=0)
+    trie = Trie.build(own, codes)
+    masks = MaskIndex(trie, len(own)).requests([None])
+    token = torch.from_numpy(rng.integers(1, 3073, (1, 256)))
+    rate = rates()
+    search = median_ms(lambda: beam_search(generator, generator.prefill(token), trie, beam=beam, masks=masks), repeats)
+    return {"floor": decoder_floor(256, beam, 3073, 3, rate), "search": search, **rate}
+
+
+def _qwen_weights(seed: int) -> Any:
+    """Random weights under the names of `transformers`, without it."""
+    torch.manual_seed(seed)
+    config = SimpleNamespace(
+        num_attention_heads=4, num_key_value_heads=2, head_dim=64, rms_norm_eps=1e-6, hidden_size=256, num_hidden_layers=4,
+        rope_parameters={"rope_theta": 10_000.0},
+    )  # fmt: skip
+    shapes = {"model.embed_tokens.weight": (3073, 256), "lm_head.weight": (3073, 256)}
+    one = {"model.norm.weight": 256}
+    for number in range(4):
+        at = f"model.layers.{number}"
+        shapes |= {
+            f"{at}.self_attn.{name}_proj.weight": (rows, 256) for name, rows in (("q", 256), ("k", 128), ("v", 128))
+        }
+        shapes |= {f"{at}.self_attn.o_proj.weight": (256, 256), f"{at}.mlp.down_proj.weight": (256, 1024)}
+        shapes |= {f"{at}.mlp.{name}_proj.weight": (1024, 256) for name in ("gate", "up")}
+        one |= {f"{at}.{name}_layernorm.weight": 256 for name in ("input", "post_attention")}
+        one |= {f"{at}.self_attn.{name}_norm.weight": 64 for name in "qk"}
+    weights = {name: torch.randn(shape) * 0.06 for name, shape in shapes.items()}
+    weights |= {name: torch.ones(size) for name, size in one.items()}
+    return SimpleNamespace(config=config, state_dict=lambda: weights)
+
+
+class _NoModel:
+    """Random logits at no cost, so that what is left of a search is the trie's."""
+
+    def __init__(self, codebook_sizes: tuple[int, ...], beam: int) -> None:
+        self.codebook_sizes = codebook_sizes
+        self.logits = torch.randn(1, beam, max(codebook_sizes))
+
+    def step(self, prefix: Any, level: int, codes_BW: torch.Tensor | None, cache: Any) -> tuple[torch.Tensor, Any]:
+        return self.logits[:, : 1 if codes_BW is None else codes_BW.shape[1]], None
+
+    def reorder(self, cache: Any, parent_BW: torch.Tensor) -> Any:
+        return cache
+
+    def score(self, prefix: Any, codes_NL: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+@torch.no_grad()
+def large_trie(n_ids: int, repeats: int, seed: int) -> dict[str, float]:
+    """Build, memory, gathering of legal children, and the first search after a swap."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 8192, (n_ids, 3)).astype(np.int32)
+    sizes = (8192, 8192, 8192)
+    begun = time.process_time()
+    trie = Trie.build(codes, sizes)
+    build = time.process_time() - begun
+    index = MaskIndex(trie, n_ids)
+    masks = index.requests([None])
+    model: Any = _NoModel(sizes, BEAM)
+    watch = Stopwatch()
+    wrapped = {"_continuations": "trie", "_best": "sort"}
+    with ExitStack() as stack:
+        for name, stage in wrapped.items():
+            stack.enter_context(patch.object(beam_module, name, watch.of(stage, getattr(beam_module, name))))
+        for _ in range(repeats):
+            beam_search(model, None, trie, beam=BEAM, masks=masks)
+    other = Trie.build(codes[: n_ids // 2], sizes)
+    other_masks = MaskIndex(other, n_ids).requests([None])
+    begun = time.process_time()
+    beam_search(model, None, other, beam=BEAM, masks=other_masks)
+    swapped = (time.process_time() - begun) * 1e3
+    warm = median_ms(lambda: beam_search(model, None, other, beam=BEAM, masks=other_masks), repeats)
+    return {
+        "build": build, "bytes": trie.nbytes() / n_ids, "trie": watch.ms["trie"] / repeats, "sort": watch.ms["sort"] / repeats,
+        "first": swapped, "warm": warm,
+    }  # fmt: skip
+
+
+def main() -> int:
+    bench = Benchmark.from_args("decoding_floor", __doc__, sources=SOURCES)
+    torch.set_num_threads(1)
+    seed = bench.seeds[0]
+    repeats = 7 if bench.quick else 31
+    own = bench.cell({"model": "small", "repeats": repeats, "seed": seed}, lambda: lazy(repeats, seed))
+    bench.row(system="machine", metric="fp32 GFLOP/s", value=own["flops"] / 1e6)
+    bench.row(system="machine", metric="memory GB/s", value=own["bytes"] / 1e6)
+    bench.row(system="small", variant=f"beam {BEAM}", metric="floor, cpu ms", value=own["floor"])
+    bench.row(system="small", variant=f"beam {BEAM}", metric="search, cpu ms", value=own["search"], n=repeats)
+    for name, value in own["stages"].items():
+        bench.row(system="small", variant=name, metric="stage, cpu ms", value=value, n=repeats)
+    bench.check("small, beam 128: search over the floor", round(own["search"] / own["floor"], 2), at_most=1.8)
+    for beam in (10, 64, 256):
+        cell = bench.cell(
+            {"model": "d256", "beam": beam, "repeats": repeats, "seed": seed},
+            lambda beam=beam: decoder(beam, repeats, seed),  # type: ignore[misc]
+        )
+        bench.row(system="d256", variant=f"beam {beam}", metric="floor, cpu ms", value=cell["floor"])
+        bench.row(system="d256", variant=f"beam {beam}", metric="search, cpu ms", value=cell["search"], n=repeats)
+        bench.check(f"d256, beam {beam}: search over the floor", round(cell["search"] / cell["floor"], 2), at_most=1.8)
+    n_ids = 1_000_000 if bench.quick else 10_000_000
+    tree = bench.cell({"trie": n_ids, "repeats": repeats, "seed": seed}, lambda: large_trie(n_ids, repeats, seed))
+    bench.check(f"trie of {n_ids:,} IDs: build, seconds", round(tree["build"], 2), at_most=2 * n_ids / 10_000_000)
+    bench.check(f"trie of {n_ids:,} IDs: bytes an ID", round(tree["bytes"], 1), at_most=9)
+    share = tree["trie"] / (own["search"] + tree["trie"])
+    bench.check(f"trie of {n_ids:,} IDs: share of a search of small, %", round(100 * share, 1), at_most=5)
+    bench.check("first search after a swap over a warm one", round(tree["first"] / tree["warm"], 2), at_most=5)
+    stages = "| stage of an answer of `small` | processor time, ms |\n|---|---|\n"
+    stages += "".join(f"| {name} | {value:.2f} |\n" for name, value in own["stages"].items())
+    what = (
+        f"Processor time over the arithmetic floor, fp32, one thread, at {own['flops'] / 1e6:.0f} GFLOP/s and "
+        f"{own['bytes'] / 1e6:.0f} GB/s measured in the same process; the machine was busy with other work. The eager engine "
+        "compiles nothing, so a swap of the trie needs no compiling; it keeps no cache of a person's context"
+    )
+    publish(bench, "floor", what, more=stages)
+    return bench.finish()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
