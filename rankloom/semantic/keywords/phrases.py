@@ -3,8 +3,8 @@
 A phrase counts once an item. It is a keyword when enough items hold it, when its parts come together far more often than
 chance (normalised pointwise mutual information), and when it is *concentrated*: in some group of the catalogue it is several
 times as frequent as overall. Without categories its rarity stands in for that. What mostly closes a noun phrase (`running
-shoes` in `red running shoes for men`) is an entity, a single word that stands before one a modifier; what mostly opens titles
-of a catalogue without a brand column is a brand.
+shoes` in `red running shoes for men`) is an entity, and so is a Chinese one that ends in a noun; another single word is a modifier; what mostly opens titles of a
+catalogue without a brand column is a brand.
 """
 
 from __future__ import annotations
@@ -108,11 +108,16 @@ def mine_phrases(
         at_home = lift[at] >= settings.min_lift if n_groups > 1 else phrase.n_items <= _MAX_SHARE * len(texts)
         if not at_home:
             continue
-        if 2 * phrase.closing >= phrase.n_items:
+        if 2 * phrase.closing >= phrase.n_items or _ends_in_noun(term, segmenter):
             found[term] = ("entity", phrase.n_items)
         elif len(segmenter.words(term)) == 1:
             found[term] = ("modifier", phrase.n_items)
     return found
+
+
+def _ends_in_noun(term: str, segmenter: Segmenter) -> bool:
+    """Chinese titles run on without breaks: there the part of speech says what closes a noun phrase."""
+    return unspaced(term[-1]) and segmenter.noun(term[segmenter.words(term)[-1][0] :])
 
 
 def phrases_of(text: Folded, segmenter: Segmenter, max_words: int) -> set[str]:

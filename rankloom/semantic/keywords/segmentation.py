@@ -47,9 +47,15 @@ class Segmenter:
                 at += len(word)
         return found
 
+    def noun(self, word: str) -> bool:
+        """Whether jieba's dictionary calls a word of an unspaced script a noun; of own words all are."""
+        if self._words is not None:
+            return word in self._words
+        return word in _shared_jieba()[1]
+
     @functools.cached_property
     def _jieba(self) -> Any:
-        return _shared_jieba() if self._words is None else _load_jieba(self._words)
+        return _shared_jieba()[0] if self._words is None else _load_jieba(self._words)[0]
 
 
 def require(package: str, purpose: str) -> None:
@@ -68,20 +74,27 @@ def require(package: str, purpose: str) -> None:
 
 
 @functools.cache
-def _shared_jieba() -> Any:
+def _shared_jieba() -> tuple[Any, frozenset[str]]:
     return _load_jieba(None)
 
 
-def _load_jieba(words: Mapping[str, int] | None) -> Any:
+def _load_jieba(words: Mapping[str, int] | None) -> tuple[Any, frozenset[str]]:
+    """A tokenizer, and the words that its dictionary calls nouns."""
     require("jieba", "finding the words of Chinese text")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its import speaks of pkg_resources
         jieba: Any = importlib.import_module("jieba")
     jieba.setLogLevel(logging.WARNING)
     own = jieba.Tokenizer()
+    nouns: frozenset[str] = frozenset()
     if words is None:
-        with open(Path(jieba.__file__).parent / "dict.txt", "rb") as handle:
+        path = Path(jieba.__file__).parent / "dict.txt"
+        with open(path, "rb") as handle:
             own.FREQ, own.total = own.gen_pfdict(handle)
+        with open(path, encoding="utf-8") as lines:
+            entries = (line.split(" ") for line in lines)
+            # common nouns and other names of things: not people (nr), places (ns) or organisations (nt)
+            nouns = frozenset(word for word, _, tag in entries if tag.strip() in ("n", "nz", "ng", "vn"))
     else:
         for word, count in words.items():
             own.FREQ[word] = count
@@ -89,4 +102,4 @@ def _load_jieba(words: Mapping[str, int] | None) -> Any:
                 own.FREQ.setdefault(word[:end], 0)
         own.total = max(1, sum(words.values()))
     own.initialized = True
-    return own
+    return own, nouns

@@ -117,7 +117,7 @@ def shop(n: int = 60) -> pl.DataFrame:
 def enhanced(items: pl.DataFrame, config: KeywordsConfig) -> tuple[KeywordEnhancer, HashedTextEmbedder]:
     dictionary = mine(shop(), config, segmenter=Segmenter({}))
     matcher = KeywordMatcher(dictionary)
-    embedder = HashedTextEmbedder(32)
+    embedder = HashedTextEmbedder(32, n_buckets=1024)
     embedder.fit(item_texts(strip_items(shop(), keywords_of_items(matcher, shop(), config), config)))
     return KeywordEnhancer.fit(matcher, embedder.embed, config), embedder
 

@@ -47,7 +47,7 @@ def slow_match(own: KeywordDictionary, text: str, overlap: Overlap, numbers: boo
     return sorted(((*folded.span(start, end), row) for start, end, row in matches), key=lambda m: (m[0], -m[1], m[2]))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     terms=st.lists(st.text(ALPHABET, min_size=1, max_size=4), max_size=8),
     text=st.text(ALPHABET, max_size=16),
@@ -64,7 +64,7 @@ def test_the_automaton_finds_what_trying_every_place_finds(
     assert sorted(spans, key=lambda m: (m[0], -m[1], m[2])) == slow_match(own, text, overlap, numbers)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(spans=st.lists(st.tuples(st.integers(0, 12), st.integers(1, 5)), max_size=12, unique=True))
 def test_what_stands_after_pruning(spans: list[tuple[int, int]]) -> None:
     every = [(start, start + length, row) for row, (start, length) in enumerate(spans)]
@@ -124,7 +124,7 @@ def test_numbers_of_english_words(term: str, forms: list[str]) -> None:
     assert other_numbers(term) == forms
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(text=st.text(max_size=30))
 def test_folded_places_lead_back_to_the_text(text: str) -> None:
     folded = fold(text)

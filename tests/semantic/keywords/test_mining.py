@@ -73,7 +73,8 @@ def test_every_source_gives_its_keywords() -> None:
     assert told["40码"] == ("specifications", "form")
     assert told["px 100"][0] in ("entity", "modifier", "model")
     assert told["猫砂"][0] == told["跑鞋"][0] == "entity"
-    assert told["豆腐"] == ("modifier", "phrase")
+    assert told["豆腐"] == ("entity", "phrase")
+    assert told["clumping"] == ("modifier", "phrase")
     assert "b000" not in by_term, "an attribute that says nothing about words"
     assert by_term["acme"].n_items == 20
     assert by_term["trail"].n_takes == 4, "takes of items that hold the word"
