@@ -76,11 +76,7 @@ class QueryMaker:
             for word in words:
                 owners[word].add(row)
         most = items.height / _COMMONEST
-        usable = {
-            word: frozenset(rows)
-            for word, rows in owners.items()
-            if _FEWEST <= len(rows) <= most and len(word) > 1 and not word.isdigit()
-        }
+        usable = {word: frozenset(rows) for word, rows in owners.items() if _FEWEST <= len(rows) <= most}
         return cls(
             item_ids=tuple(items["item_id"].cast(pl.String).to_list()),
             category_I=tuple(tuple(words_of_path(path) for path in own if len(path) >= 2) for own in paths),

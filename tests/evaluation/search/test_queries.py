@@ -83,14 +83,9 @@ def test_seeds_of_ids_that_are_no_numbers_differ() -> None:
 
 
 def catalogue() -> pl.DataFrame:
-    """Sixty items: `matte` and `red` in six, together in three; `common` in twelve, `pair` with `red` in two, `12` is a number."""
+    """Sixty items: `matte` and `red` in six, together in three; `common` in twelve, `pair` with `red` in two."""
     titles = (
-        ["matte red 12"] * 3
-        + ["matte 12"] * 3
-        + ["red pair 12"] * 2
-        + ["red pure"]
-        + ["pair pure"] * 4
-        + ["common thing"] * 12
+        ["matte red"] * 3 + ["matte"] * 3 + ["red pair"] * 2 + ["red pure"] + ["pair pure"] * 4 + ["common thing"] * 12
     )
     titles += [f"single{number}" for number in range(60 - len(titles))]
     return pl.DataFrame({"item_id": [str(row) for row in range(60)], "title": titles})
