@@ -63,7 +63,7 @@ def test_the_lock_names_no_place_to_fetch_from() -> None:
 def test_the_lock_holds_every_declared_dependency() -> None:
     project = PROJECT["project"]
     declared = [*project["dependencies"], *PROJECT["build-system"]["requires"]]
-    declared += [item for extra in ("minilm", "bidding", "dev") for item in project["optional-dependencies"][extra]]
+    declared += [item for extra in ("minilm", "bidding", "search", "dev") for item in project["optional-dependencies"][extra]]
     names = {re.split(r"[<>=!~;\[ ]", item)[0].lower().replace("_", "-") for item in declared}
     assert not names - set(locked())
 
