@@ -34,7 +34,7 @@ from rankloom.data.filters import parse_filter
 from rankloom.decoding.beam import BeamResult, beam_search
 from rankloom.decoding.exposure import Exposure, LiftTables
 from rankloom.decoding.masks import MaskIndex, NodeCounts
-from rankloom.decoding.memory import BehaviourMemory, Guide, latest_first
+from rankloom.decoding.memory import BehaviourMemory, Guide, in_history, latest_first
 from rankloom.decoding.refine import RefineExamples, Refiner
 from rankloom.decoding.refine_features import PLACES, ItemFacts, RefineInput, features, item_groups, item_sizes
 from rankloom.decoding.select import Candidates, Weights, expand, leaf_log_share, mix_scores, top_k, with_memory
@@ -573,12 +573,7 @@ class Rankloom:
         if surface is not None:
             searches = surface == schema.SURFACE_CODE["search"]
         history = latest_first(table.item, everything, begin, stop, places=PLACES)
-        seen = torch.stack(
-            [
-                torch.isin(own, table.item[first:last])
-                for own, first, last in zip(candidates.item_BC, begin.tolist(), stop.tolist(), strict=True)
-            ]
-        )
+        seen = in_history(candidates.item_BC, table.item, begin, stop)
         return RefineInput(
             candidates.log_prob_BC, select_BC, candidates.item_BC, memory, told, now_BC, age, history, searches, seen
         )

@@ -196,3 +196,16 @@ def latest_first(item_E: Tensor, counts_E: Tensor, start_B: Tensor, stop_B: Tens
     inside = index >= start_B[:, None]
     index = index.clamp_min(0)
     return torch.where(inside & counts_E[index], item_E[index], -1)
+
+
+def in_history(item_BC: Tensor, item_E: Tensor, start_B: Tensor, stop_B: Tensor) -> Tensor:
+    """(B, C) bool: whether each request's items are among the interactions of its row range."""
+    batch = len(item_BC)
+    size_B = (stop_B - start_B).clamp_min(0)
+    request = torch.repeat_interleave(torch.arange(batch), size_B)
+    entry = start_B[request] + torch.arange(len(request)) - (size_B.cumsum(0) - size_B)[request]
+    # negative rows (padding) keep a number of their own in every request
+    known = [int(own.max()) for own in (item_BC, item_E) if own.numel()]
+    span = max([0, *known]) + 2
+    own = item_BC.clamp_min(-1) + 1 + torch.arange(batch)[:, None] * span
+    return torch.isin(own, item_E[entry].clamp_min(-1) + 1 + request * span)

@@ -22,6 +22,7 @@ from rankloom.decoding.memory import (
     WINDOW,
     BehaviourMemory,
     Guide,
+    in_history,
     latest_first,
 )
 from rankloom.decoding.select import expand, leaf_log_share
@@ -210,3 +211,16 @@ def test_a_share_of_one_is_refused() -> None:
     nothing = torch.zeros(0, dtype=torch.long)
     with pytest.raises(ValueError, match="share of the memory"):
         Guide(MaskIndex(trie, 1), (nothing, nothing, torch.zeros(0)), share=1.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 9999), n=st.integers(0, 30), batch=st.integers(1, 4), columns=st.integers(0, 6))
+def test_an_item_is_in_a_history_when_its_own_row_range_names_it(seed: int, n: int, batch: int, columns: int) -> None:
+    rng = np.random.default_rng(seed)
+    logged = torch.from_numpy(rng.integers(0, 9, n))
+    bounds = torch.from_numpy(np.sort(rng.integers(0, n + 1, (batch, 2)), axis=1))
+    wanted = torch.from_numpy(rng.integers(-1, 12, (batch, columns)))
+    found = in_history(wanted, logged, bounds[:, 0], bounds[:, 1])
+    for row in range(batch):
+        own = set(logged[bounds[row, 0] : bounds[row, 1]].tolist())
+        assert found[row].tolist() == [item in own for item in wanted[row].tolist()]

@@ -76,3 +76,20 @@ def test_codes_outside_their_codebook_are_refused() -> None:
 def test_a_small_id_costs_few_bytes() -> None:
     trie = Trie.build(random_codes(0, 5000, 256), [256] * 3)
     assert trie.nbytes() / 5000 < 80
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 9999), n=st.integers(0, 80), size=st.sampled_from([3, 8192, 2**22]), weighted=st.booleans())
+def test_rows_are_ordered_by_codes_then_prior_then_row_however_large_the_codebooks(
+    seed: int, n: int, size: int, weighted: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    codes = rng.choice(rng.integers(0, size, 3), (n, 3))
+    prior = rng.integers(0, 3, n).astype(np.float32) if weighted else None
+    rows = rng.permutation(n)[: rng.integers(0, n + 1)]
+    trie = Trie.build(codes, [size] * 3, prior, rows=rows)
+    weight = np.zeros(n) if prior is None else prior
+    assert trie.leaf_items.tolist() == sorted(rows.tolist(), key=lambda row: (*codes[row], -weight[row], row))
+    for level, start in enumerate(trie.child_start):
+        assert start[-1] == trie.n_nodes(level + 1)
+        assert len(start) == (trie.n_nodes(level) if len(rows) else int(level == 0)) + 1
