@@ -67,6 +67,6 @@ def lexicon() -> dict[str, str]:
 STOP_WORDS: Final = frozenset(
     """a an the of in on at to by with without from and or for is are as it its this that these those be your you my our we i
     me no not so if up out off per plus via vs etc all any both more most other some such than then too very can will just
-    de la le les du des et el y oz ounce ounces fl fluid ml mg gram grams kg lb lbs cm mm inch inches ft pack packs pk pcs piece pieces ct count
+    de la le les du des et el y oz ozs ounce ounces fl fluid ml mg gram grams kg lb lbs cm mm inch inches ft pack packs pk pcs piece pieces ct count
     的 了 和 与 及 或 在 是 有 为 之 也 就 都 而 等 款 个 只 件 条 双 张 组 片""".split()  # noqa: SIM905
 )
