@@ -139,6 +139,9 @@ class MiniCascade:
         params = {
             "objective": "lambdarank", "metric": "map", "eval_at": [10], "label_gain": [0, 1], "lambdarank_truncation_level": 30,
             "learning_rate": 0.05, "num_leaves": 15, "min_data_in_leaf": int(np.clip(len(learn.labels) // 2000, 5, 200)),
+            # in a 5-core set an item that is rare in TRAIN must be frequent in what is held out: trees would learn that, so
+            # popularity may only help
+            "monotone_constraints": [int(name == "popularity") for name in FEATURES],
             "lambda_l2": 10.0, "max_bin": 127, "seed": seed, "deterministic": True, "force_row_wise": True,
             "num_threads": torch.get_num_threads(), "verbosity": -1,
         }  # fmt: skip
