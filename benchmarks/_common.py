@@ -195,6 +195,13 @@ def argument_parser(doc: str | None, *, seeds: Sequence[int] = (0,)) -> argparse
     return parser
 
 
+def count_seeds(parser: argparse.ArgumentParser) -> None:
+    """Makes `--seeds N` the number of seeds, from 0 on, three where it is left out."""
+    parser.set_defaults(seeds=[0, 1, 2])
+    seeds = next(action for action in parser._actions if action.dest == "seeds")
+    seeds.nargs, seeds.type, seeds.help, seeds.metavar = None, lambda n: list(range(int(n))), "how many seeds", "N"
+
+
 @dataclass
 class Benchmark:
     """Rows and checks of one run; see the module's docstring.

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from _common import ROOT, Benchmark, argument_parser, data_folder
+from _common import ROOT, Benchmark, argument_parser, count_seeds, data_folder
 from _paired import check_above
 
 from rankloom.config import EvaluationConfig
@@ -77,9 +77,7 @@ Row = dict[str, Any]
 
 def main() -> int:
     parser = argument_parser(__doc__)
-    parser.set_defaults(seeds=[0, 1, 2])
-    seeds = next(action for action in parser._actions if action.dest == "seeds")
-    seeds.nargs, seeds.type, seeds.help, seeds.metavar = None, lambda n: list(range(int(n))), "how many seeds", "N"
+    count_seeds(parser)
     parser.add_argument("--dataset", required=True, help="beauty, toys, scientific, or a folder")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "amazon", help="where shops and models lie")
     parser.add_argument("--no-slow", action="store_true", help="leave out SASRec, TIGER and the cascade")

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import ROOT, Benchmark, argument_parser, data_folder
+from _common import ROOT, Benchmark, argument_parser, count_seeds, data_folder
 from _search import (
     FEED_BEAM,
     Engines,
@@ -76,9 +76,7 @@ BASELINE_SOURCES = (
 
 def main() -> int:
     parser = argument_parser(__doc__)
-    parser.set_defaults(seeds=[0, 1, 2])
-    seeds = next(action for action in parser._actions if action.dest == "seeds")
-    seeds.nargs, seeds.type, seeds.help, seeds.metavar = None, lambda n: list(range(int(n))), "how many seeds", "N"
+    count_seeds(parser)
     parser.add_argument("--dataset", required=True, help="beauty, toys, scientific, or a folder")
     parser.add_argument(
         "--queries", type=Path, metavar="FILE", help="Parquet with user_id, query, item_id, instead of made queries"

@@ -22,6 +22,12 @@ from rankloom.errors import RankloomError
 
 PresetName = Literal["tiny", "small", "base"]
 
+KEYWORD_TYPES = (
+    "entity", "modifier", "brand", "material", "style", "function", "location", "audience", "color",
+    "scene", "specifications", "price", "model", "anchor", "series", "marketing", "season", "pattern",
+)  # fmt: skip
+"""The eighteen types of OneSearch's dictionary (arXiv 2509.03236, keyword enhancement)."""
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
@@ -88,26 +94,7 @@ class KeywordsConfig(Section):
     """Of the keywords in the fused vector; OneSearch's half. 0 keeps the text's vector."""
     guard: Literal["off", "weigh", "strip"] = "strip"
     """Against stuffed titles: nothing; weigh a keyword by how it agrees with the item's columns; also strip what counts 0."""
-    types: tuple[str, ...] = (
-        "entity",
-        "modifier",
-        "brand",
-        "material",
-        "style",
-        "function",
-        "location",
-        "audience",
-        "color",
-        "scene",
-        "specifications",
-        "price",
-        "model",
-        "anchor",
-        "series",
-        "marketing",
-        "season",
-        "pattern",
-    )
+    types: tuple[str, ...] = KEYWORD_TYPES
     """Types that are kept; OneSearch's eighteen, or fewer, or the shop's own beside them."""
     terms: dict[str, tuple[str, ...]] = Field(default={})
     """Own words by type; they win over what is mined."""

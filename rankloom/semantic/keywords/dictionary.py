@@ -158,12 +158,7 @@ class KeywordDictionary:
             rows, columns, data = (np.asarray(part) for part in value["counts"])
             counts = sparse_counts(rows, columns, data, (len(keywords), len(groups)))
         except (KeyError, TypeError, ValueError) as error:
-            raise RankloomError(
-                f"the keyword dictionary is damaged: {error}",
-                place=place,
-                action="mine it again",
-                code="keywords-broken",
-            ) from None
+            raise _damaged(error, place) from None
         return cls(keywords, groups, counts, sizes)
 
     def save(self, path: str | Path) -> None:
@@ -194,10 +189,11 @@ class KeywordDictionary:
         try:
             value = json.loads(arrays["dictionary"].astype(np.uint8).tobytes())
         except (KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise RankloomError(
-                f"the keyword dictionary is damaged: {error}",
-                place=place,
-                action="mine it again",
-                code="keywords-broken",
-            ) from None
+            raise _damaged(error, place) from None
         return cls.from_json(value, place=place)
+
+
+def _damaged(error: Exception, place: str) -> RankloomError:
+    return RankloomError(
+        f"the keyword dictionary is damaged: {error}", place=place, action="mine it again", code="keywords-broken"
+    )

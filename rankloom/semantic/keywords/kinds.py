@@ -11,27 +11,6 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Final
 
-TYPES: Final = (
-    "entity",
-    "modifier",
-    "brand",
-    "material",
-    "style",
-    "function",
-    "location",
-    "audience",
-    "color",
-    "scene",
-    "specifications",
-    "price",
-    "model",
-    "anchor",
-    "series",
-    "marketing",
-    "season",
-    "pattern",
-)
-
 # names under which shops and feeds file an attribute, English and Chinese
 _ATTRIBUTES: Final[dict[str, str]] = {
     "entity": "type product_type item_type 品类 类型 类别 产品类型 种类",

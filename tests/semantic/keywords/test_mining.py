@@ -7,14 +7,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rankloom.config import Config, KeywordsConfig
+from rankloom.config import KEYWORD_TYPES, Config, KeywordsConfig
 from rankloom.errors import RankloomError
 from rankloom.semantic.keywords.columns import column_values
 from rankloom.semantic.keywords.dictionary import KeywordDictionary
 from rankloom.semantic.keywords.folding import fold
 from rankloom.semantic.keywords.forms import known_forms
 from rankloom.semantic.keywords.groups import find_groups, make_groups
-from rankloom.semantic.keywords.kinds import TYPES, kind_of_attribute
+from rankloom.semantic.keywords.kinds import kind_of_attribute
 from rankloom.semantic.keywords.labelled import mine_labelled
 from rankloom.semantic.keywords.lexicon import lexicon
 from rankloom.semantic.keywords.mining import mine
@@ -122,9 +122,9 @@ def test_a_catalogue_of_titles_alone_has_keywords_too() -> None:
 
 
 def test_eighteen_types_and_a_lexicon_of_them() -> None:
-    assert len(TYPES) == len(set(TYPES)) == 18
-    assert KeywordsConfig().types == TYPES
-    assert set(lexicon().values()) <= set(TYPES)
+    assert len(KEYWORD_TYPES) == len(set(KEYWORD_TYPES)) == 18
+    assert KeywordsConfig().types == KEYWORD_TYPES
+    assert set(lexicon().values()) <= set(KEYWORD_TYPES)
     assert all(fold(word).text == word for word in lexicon())
     assert {word: lexicon().get(word) for word in ("red", "wool", "summer")} == {k: BUILT[k] for k in ("red", "wool", "summer")}
 
