@@ -1,4 +1,8 @@
-"""What validation decides after training: how generator, memory and selection are joined, and whether a refiner helps."""
+"""What validation decides after training: how generator, memory and selection are joined, and whether a refiner helps.
+
+The feed and searches are chosen for apart, each on its own validation cases: behind a query the words count for more and what
+is taken often for less.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from rankloom.data.sequences import VALID, Cases, Sequences
 from rankloom.decoding.refine import Refiner, fit_refiner
 from rankloom.decoding.select import Weights
 from rankloom.progress import track
-from rankloom.recommender import Rankloom
+from rankloom.recommender import Choices, Rankloom
 from rankloom.training.features import FeatureTable
 
 FloatArray = NDArray[np.float64]
@@ -27,6 +31,23 @@ FEW_SHARES: Final = (0.0, 0.3, 0.6)
 """Of the selection, while the lift is chosen."""
 REFINED: Final = 10_000
 """Cases that the refiner is fitted on, about."""
+FEW: Final = 50
+"""Validation cases of one kind (searches, or no searches) below which nothing is chosen on them."""
+
+
+def questions(
+    rankloom: Rankloom, sequences: Sequences, *, searches: bool, max_per_user: int, max_users: int
+) -> tuple[Cases, bool]:
+    """Validation cases with or without a query, and whether the queries that they have must be left out: for a feed, where
+    hardly anything is taken without a search before it."""
+
+    def ask(among: NDArray[np.bool_] | None) -> Cases:
+        return sequences.cases(VALID, max_per_user=max_per_user, max_users=max_users, seed=0, among=among)
+
+    if rankloom.query_memory is None or not sequences.queries:
+        return ask(None), False
+    own = ask((sequences.query >= 0) == searches)
+    return (own, False) if searches or len(own) >= FEW else (ask(None), True)
 
 
 def excluded_rows(sequences: Sequences, cases: Cases, part: slice) -> list[torch.Tensor]:
@@ -39,23 +60,28 @@ def excluded_rows(sequences: Sequences, cases: Cases, part: slice) -> list[torch
 
 
 def choose_weights(
-    rankloom: Rankloom, sequences: Sequences, table: FeatureTable, *, mask_seen: bool, limit: int, quiet: bool = False
-) -> tuple[Weights, Weights, dict[str, float]]:
+    rankloom: Rankloom, sequences: Sequences, table: FeatureTable, *, mask_seen: bool, limit: int, searches: bool = False,
+    quiet: bool = False,
+) -> tuple[Weights, Weights, dict[str, float]]:  # fmt: skip
     """The weights that rank validation targets best (NDCG@10), those of the generator without selection, and the figures of
     all that were tried.
 
     Weights that the configuration fixes are kept. Where the model knows how old items are, the strength of the lift is
     chosen first, beside a middling memory; then the others together.
+
+    Args:
+        searches: choose for searches, whose memory is the query memory; a lift is the feed's alone.
     """
     config = rankloom.config
-    shares = (0.0,) if rankloom.memory is None else SHARES
-    if rankloom.memory is not None and config.memory.share is not None:
+    remembers = rankloom.memory is not None or searches
+    shares = SHARES if remembers else (0.0,)
+    if rankloom.memory is not None and config.memory.share is not None and not searches:
         shares = (config.memory.share,)
     mixes = MIXES if config.selection.enabled else (1.0,)
     if config.selection.enabled and config.selection.mix is not None:
         mixes = (config.selection.mix,)
-    lifts = (0.0,) if rankloom.exposure is None else LIFTS
-    if rankloom.exposure is not None and config.decoding.lift is not None:
+    lifts = (0.0,) if rankloom.exposure is None or searches else LIFTS
+    if rankloom.exposure is not None and config.decoding.lift is not None and not searches:
         lifts = (config.decoding.lift,)
 
     def grid(memories: tuple[float, ...], strengths: tuple[float, ...], owns: tuple[float, ...]) -> list[Weights]:
@@ -65,10 +91,12 @@ def choose_weights(
             for lift in strengths
             for memory in memories
             for mix in mixes
-            for own in (owns if mix < 1 and rankloom.memory is not None else (0.0,))
+            for own in (owns if mix < 1 and remembers else (0.0,))
         ]
 
-    cases = sequences.cases(VALID, max_per_user=1, max_users=min(limit, 2000), seed=0)
+    cases, unasked = questions(
+        rankloom, sequences, searches=searches, max_per_user=1, max_users=min(limit, 2000)
+    )  # fmt: skip
     seconds = torch.from_numpy(sequences.timestamp / 1e6) if sequences.has_clock else None
     figures: dict[str, float] = {}
 
@@ -82,8 +110,10 @@ def choose_weights(
             totals += rankloom.ndcg_of_weights(
                 table, torch.from_numpy(sequences.offsets)[user], row,
                 torch.from_numpy(cases.target[part].astype(np.int64)), tried,
-                excluded=excluded_rows(sequences, cases, part) if mask_seen else None, user=user,
-                surface=table.surface[row], when=None if seconds is None else seconds[row],
+                excluded=excluded_rows(sequences, cases, part) if mask_seen else None,
+                queries_at=torch.full_like(row, -1) if unasked else row, user=user,
+                surface=torch.zeros_like(row) if unasked else table.surface[row],
+                when=None if seconds is None else seconds[row],
             )  # fmt: skip
         mean = totals / max(1, len(cases))
         figures.update({_label(w): float(v) for w, v in zip(tried, mean, strict=True)})
@@ -95,7 +125,7 @@ def choose_weights(
         chosen = tried[int(tell(tried, "choosing the lift on validation").argmax())]
         lifts, nows = (chosen.lift,), (chosen.now,)
     tried = [replace(w, now=now) for w in grid(shares, lifts, SHARES) for now in nows]
-    mean = tell(tried, "choosing weights on validation")
+    mean = tell(tried, f"choosing weights{' of searches' if searches else ''} on validation")
     best = tried[int(mean.argmax())]
     alone = np.flatnonzero([weights.mix == 1 for weights in tried])
     generator = tried[int(alone[mean[alone].argmax()])] if len(alone) else replace(best, mix=1.0)
@@ -103,27 +133,36 @@ def choose_weights(
 
 
 def choose_refiner(
-    rankloom: Rankloom, sequences: Sequences, table: FeatureTable, *, mask_seen: bool, quiet: bool = False
+    rankloom: Rankloom,
+    sequences: Sequences,
+    table: FeatureTable,
+    *,
+    mask_seen: bool,
+    searches: bool = False,
+    quiet: bool = False,
 ) -> tuple[Refiner | None, dict[str, float]]:
     """The refiner fitted on some ten thousand validation cases, at most five a person; None where it does not help.
 
     Where lists hide what was seen, it learns from a fifth of the cases with nothing hidden as well: a request may ask for that.
     """
-    cases = sequences.cases(VALID, max_per_user=5, max_users=REFINED, seed=0)
+    kind = partial(questions, rankloom, sequences, searches=searches, max_per_user=5)
+    cases, unasked = kind(max_users=REFINED)
     if len(cases) > REFINED:
-        people = len(np.unique(cases.user)) * REFINED // len(cases)
-        cases = sequences.cases(VALID, max_per_user=5, max_users=people, seed=0)
+        cases, unasked = kind(max_users=len(np.unique(cases.user)) * REFINED // len(cases))
     seconds = torch.from_numpy(sequences.timestamp / 1e6) if sequences.has_clock else None
     examples, also = [], []
     size = 64
-    for number, begin in enumerate(track(range(0, len(cases), size), "refining on validation", unit="batches", quiet=quiet)):
+    title = f"refining{' searches' if searches else ''} on validation"
+    for number, begin in enumerate(track(range(0, len(cases), size), title, unit="batches", quiet=quiet)):
         part = slice(begin, begin + size)
         row = torch.from_numpy(cases.row[part])
         user = torch.from_numpy(cases.user[part]).long()
         ask = partial(
             rankloom.refine_examples,
             table, torch.from_numpy(sequences.offsets)[user], row, torch.from_numpy(cases.target[part].astype(np.int64)),
-            user=user, surface=table.surface[row], when=None if seconds is None else seconds[row],
+            queries_at=torch.full_like(row, -1) if unasked else row, user=user,
+            surface=torch.zeros_like(row) if unasked else table.surface[row],
+            when=None if seconds is None else seconds[row],
         )  # fmt: skip
         examples.append(ask(excluded=excluded_rows(sequences, cases, part) if mask_seen else None))
         # far from the held-out batches, every fifth from the first: a person's cases may lie in two that are neighbours
@@ -132,26 +171,56 @@ def choose_refiner(
     return fit_refiner(examples, seed=rankloom.config.seed, also=also)
 
 
+def choose_search(
+    rankloom: Rankloom, sequences: Sequences, table: FeatureTable, *, mask_seen: bool, limit: int, quiet: bool = False
+) -> dict[str, float]:
+    """Sets the model's `search_choices` from the searches of the validation period, where there are enough; the figures of
+    all that was tried."""
+    if rankloom.query_memory is None:
+        return {}
+    if int(((sequences.stage == VALID) & sequences.target & (sequences.query >= 0)).sum()) < FEW:
+        return {}
+    own, alone, figures = choose_weights(
+        rankloom, sequences, table, mask_seen=mask_seen, limit=limit, searches=True, quiet=quiet
+    )
+    rankloom.search_choices = Choices(own, alone)
+    selection = rankloom.config.selection
+    if selection.enabled and selection.refine and own.mix < 1:
+        refiner, refined = choose_refiner(
+            rankloom, sequences, table, mask_seen=mask_seen, searches=True, quiet=quiet
+        )  # fmt: skip
+        rankloom.search_choices = Choices(replace(own, refine=float(refiner is not None)), alone, refiner)
+        figures.update(refined)
+    return figures
+
+
 def _label(weights: Weights) -> str:
-    return " ".join(f"{v:g}" for v in (weights.mix, weights.memory, weights.selection_memory, weights.lift, weights.now))
+    return " ".join(
+        f"{v:g}" for v in (weights.mix, weights.memory, weights.selection_memory, weights.lift, weights.now)
+    )
 
 
-def describe_weights(weights: Weights) -> str:
+def describe_weights(weights: Weights, *, searches: bool = False) -> str:
     """One sentence on how generator, memory and selection are joined."""
+    memory = "the query memory" if searches else "the behaviour memory"
     if weights.mix >= 1:
         order = "the generator orders the list"
     elif weights.mix <= 0:
         order = "the selection head orders what is generated"
     else:
-        order = f"the list is ordered {weights.mix:.0%} by the generator and {1 - weights.mix:.0%} by the selection head"
+        order = (
+            f"the list is ordered {weights.mix:.0%} by the generator and {1 - weights.mix:.0%} by the selection head"
+        )
     parts = [order]
     if weights.memory or weights.selection_memory:
-        share = f"the behaviour memory is {weights.memory:.0%} of the generator"
+        share = f"{memory} is {weights.memory:.0%} of the generator"
         parts.append(share + (f" and {weights.selection_memory:.0%} of the selection" if weights.mix < 1 else ""))
     else:
-        parts.append("no behaviour memory")
+        parts.append(f"no {memory.removeprefix('the ')}")
     if weights.lift or weights.now:
-        parts.append(f"shifted to what is taken now (strength {weights.lift:g} in the generator, {weights.now:g} in the order)")
+        parts.append(
+            f"shifted to what is taken now (strength {weights.lift:g} in the generator, {weights.now:g} in the order)"
+        )
     if weights.refine:
         parts.append("a refiner has the last word")
     return "; ".join(parts)

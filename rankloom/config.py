@@ -279,6 +279,9 @@ class MemoryConfig(Section):
     """Weight of the memory where it has something to say; None is chosen on validation."""
     top: int = Field(default=256, ge=1)
     """Entries kept per item."""
+    queries: bool = True
+    """Searches: items whose words a query has, interpolated likewise, with weights and a refiner of their own
+    (decoding/query_memory.py)."""
 
 
 class TrainingConfig(Section):
@@ -304,6 +307,9 @@ class TrainingConfig(Section):
     order: Literal["shuffled", "chronological"] = "shuffled"
     supervise: Literal["all", "newest"] = "all"
     """Train every position of a window, or only its newest (OneRec-V2 section 4.1, layout c)."""
+    query_dropout: float = Field(default=0.5, ge=0, le=1)
+    """Share of the searches that a pass over the log reads as if nothing had been asked, another share in every pass: what
+    people took after a query teaches the feed too."""
     recency_days: float | None = Field(default=None, gt=0)
     """Half-life of a target's weight, counted back from the end of the training period; None weighs all alike."""
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -470,7 +476,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoding": {"beam": 32},
     },
     "small": {
-        "model": {"d_model": 64, "n_layers": 2, "n_heads": 2, "ffn_mult": 2.0, "dropout": 0.3, "content": "aligned", "item_dropout": 0.3},
+        "model": {
+            "d_model": 64,
+            "n_layers": 2,
+            "n_heads": 2,
+            "ffn_mult": 2.0,
+            "dropout": 0.3,
+            "content": "aligned",
+            "item_dropout": 0.3,
+        },
         "training": {
             "batch_tokens": 1024,
             "max_epochs": 12,

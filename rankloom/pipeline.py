@@ -25,20 +25,21 @@ from torch import distributed as dist
 
 from rankloom import model_folder
 from rankloom.building import build_model, created_seconds, watched
-from rankloom.choosing import choose_refiner, choose_weights, describe_weights
+from rankloom.choosing import choose_refiner, choose_search, choose_weights, describe_weights
 from rankloom.config import Config
 from rankloom.data import schema
 from rankloom.data.sequences import TRAIN, Sequences, load_sequences
 from rankloom.data.shop import Shop
 from rankloom.decoding.exposure import Exposure
 from rankloom.decoding.memory import BehaviourMemory
+from rankloom.decoding.query_memory import QueryMemory, searched_texts
 from rankloom.decoding.select import Weights
 from rankloom.errors import RankloomError
 from rankloom.files import atomic_file, check_replaceable, read_json, sha256_file, write_json, writing
 from rankloom.models.age import log_rates
 from rankloom.models.attributes import item_attributes
 from rankloom.models.items import trust
-from rankloom.recommender import Rankloom
+from rankloom.recommender import UNTRIED_SEARCH, Rankloom
 from rankloom.semantic.tokenizer import Tokenizer
 from rankloom.training.batches import SequenceBatches
 from rankloom.training.features import FeatureTable, hashed_user_features
@@ -145,6 +146,7 @@ def _train(
         seed=config.seed,
         order=config.training.order,
         supervise=config.training.supervise,
+        query_dropout=config.training.query_dropout if config.memory.queries else 0.0,
         rank=rank,
         world_size=world,
     )
@@ -177,7 +179,10 @@ def _train(
     trainer = Trainer(
         model,
         NextItem(
-            config, counts, softmax, torch.from_numpy(sequences.timestamp[trained] / 1e6) if sequences.has_clock else None
+            config,
+            counts,
+            softmax,
+            torch.from_numpy(sequences.timestamp[trained] / 1e6) if sequences.has_clock else None,
         ),
         batches,
         validate=validation,
@@ -211,6 +216,7 @@ def _train(
         mask_seen=mask_seen,
         memory=memory,
         exposure=exposure,
+        query_memory=query_memory_of(sequences, items) if config.memory.queries else None,
         log_end=float(sequences.timestamp.max() / 1e6) if sequences.has_clock else None,
     )
     figures: dict[str, float] = {}
@@ -222,9 +228,15 @@ def _train(
             rankloom.refiner, refined = choose_refiner(rankloom, sequences, table, mask_seen=mask_seen, quiet=quiet)
             rankloom.weights = replace(rankloom.weights, refine=float(rankloom.refiner is not None))
             figures.update(refined)
+        searched = choose_search(
+            rankloom, sequences, table, mask_seen=mask_seen, limit=config.training.eval_users, quiet=quiet
+        )
+        figures.update({f"search: {name}": value for name, value in searched.items()})
     elif not config.selection.enabled:
         rankloom.weights = rankloom.generator_weights = Weights(mix=1.0)
     say(f"chosen on validation: {describe_weights(rankloom.weights)}")
+    if rankloom.query_memory is not None and rankloom.search_choices is not UNTRIED_SEARCH:
+        say(f"for searches: {describe_weights(rankloom.search_choices.weights, searches=True)}")
     rankloom.metadata = {
         "parents": {"shop": fingerprint[:12]},
         "shop": {"rows": shop.origin.get("rows", {}), "importer": shop.origin.get("importer", "")},
@@ -249,6 +261,13 @@ def _train(
     shutil.rmtree(work, ignore_errors=True)
     say(f"model folder: {out}")
     return out
+
+
+def query_memory_of(sequences: Sequences, items: pl.DataFrame) -> QueryMemory:
+    """The words of the catalogue and of the training period's searches."""
+    rows = np.flatnonzero((sequences.stage == TRAIN) & sequences.target & (sequences.query >= 0))
+    takes = zip(sequences.item[rows].tolist(), (sequences.queries[n] for n in sequences.query[rows]), strict=True)
+    return QueryMemory.fit(searched_texts(items), takes)
 
 
 def feature_table(sequences: Sequences, tokenizer: Tokenizer, shop: Shop | None) -> FeatureTable:

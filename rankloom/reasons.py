@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from rankloom.decoding.memory import BehaviourMemory
+from rankloom.decoding.query_memory import QueryMemory
 
 NEAR: Final = 0.95
 """Share of the catalogue that must be less like the evidence."""
@@ -92,25 +93,40 @@ class Reasons:
             out.append(found[:AT_MOST] or ["the model's own guess: nothing in the history is much like it"])
         return out
 
-    def of_search(self, rows: Sequence[int], query: str, query_D: NDArray[np.float32]) -> list[list[str]]:
+    def of_search(
+        self, rows: Sequence[int], query: str, query_D: NDArray[np.float32], memory: QueryMemory | None = None
+    ) -> list[list[str]]:
         """One sentence per row.
 
         Args:
             query_D: the query as the encoder gives it.
+            memory: knows which words were corrected, and what people typed before they took an item.
         """
         words = _words(query)
+        title_of_search = f"for the search {query!r}"
+        asked = [False] * len(rows)
+        if memory is not None:
+            read_as = dict(memory.match(query).read_as)
+            words += [word for word in read_as.values() if word not in words]
+            asked = memory.asked(rows, query)
+            if read_as:
+                changed = ", ".join(f"{wrong!r} as {right!r}" for wrong, right in read_as.items())
+                title_of_search += f" (reading {changed})"
         vectors, query_D = self.content_ID, _unit(query_D[None])[0]
         limit = float(np.quantile(vectors[self.sample] @ query_D, NEAR)) if len(self.sample) else np.inf
         out = []
-        for row in rows:
+        for row, often in zip(rows, asked, strict=True):
             title = self.titles[row].casefold()
             have = [word for word in words if word in title]
             if have:
-                out.append([f"for the search {query!r}: the title has {', '.join(repr(word) for word in have)}"])
+                out.append([f"{title_of_search}: the title has {', '.join(repr(word) for word in have)}"])
+            elif often:
+                out.append([f"{title_of_search}: people took it after such a search"])
             elif float(vectors[row] @ query_D) >= limit:
-                out.append([f"for the search {query!r}: near in meaning"])
+                out.append([f"{title_of_search}: near in meaning"])
             else:
-                out.append([f"the model's guess for the search {query!r}: neither title nor text are much like it"])
+                guess = title_of_search.removeprefix("for ")
+                out.append([f"the model's guess for {guess}: neither title nor text are much like it"])
         return out
 
     def _nearest(self, rows: Sequence[int], latest: list[int]) -> tuple[list[int | None], list[float]]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -35,6 +35,8 @@ from rankloom.decoding.beam import BeamResult, beam_search
 from rankloom.decoding.exposure import Exposure, LiftTables
 from rankloom.decoding.masks import MaskIndex, NodeCounts
 from rankloom.decoding.memory import BehaviourMemory, Guide, in_history, latest_first
+from rankloom.decoding.query_evidence import query_evidence
+from rankloom.decoding.query_memory import Match, QueryMemory, searched_texts
 from rankloom.decoding.refine import RefineExamples, Refiner
 from rankloom.decoding.refine_features import PLACES, ItemFacts, RefineInput, features, item_groups, item_sizes
 from rankloom.decoding.select import Candidates, Weights, expand, leaf_log_share, mix_scores, top_k, with_memory
@@ -48,6 +50,7 @@ from rankloom.requests import HistoryEvent, Recommendation, RecommendedItem, Req
 from rankloom.semantic.ids import SemanticIds
 from rankloom.semantic.tokenizer import Tokenizer
 from rankloom.semantic.trie import Trie
+from rankloom.semantic.words import words
 from rankloom.training.features import FeatureTable, kind_code
 
 
@@ -60,10 +63,24 @@ class Ranking:
     log_prob_BK: Tensor
 
 
+@dataclass(frozen=True)
+class Choices:
+    """What validation chose for searches, beside what the model keeps for the feed."""
+
+    weights: Weights
+    generator_weights: Weights
+    refiner: Refiner | None = None
+
+
+UNTRIED_SEARCH: Final = Choices(Weights(mix=1.0, memory=0.9), Weights(mix=1.0, memory=0.9))
+"""For a shop whose log has no searches to choose on: the words decide most."""
+
+
 @dataclass
 class _Generated:
     """What one decoding gave, before its items are ordered."""
 
+    refiner: Refiner | None
     beams: BeamResult
     candidates: Candidates
     select_BC: Tensor | None
@@ -89,6 +106,8 @@ class Rankloom:
         memory: BehaviourMemory | None = None,
         exposure: Exposure | None = None,
         refiner: Refiner | None = None,
+        query_memory: QueryMemory | None = None,
+        search_choices: Choices = UNTRIED_SEARCH,
         metadata: dict[str, Any] | None = None,
         model_version: str = "unsaved",
         alive: NDArray[np.bool_] | None = None,
@@ -104,6 +123,8 @@ class Rankloom:
         self.memory = memory
         self.exposure = exposure
         self.refiner = refiner
+        self.query_memory = query_memory
+        self.search_choices = search_choices
         self.metadata = metadata or {}
         self.model_version = model_version
         self.log_end = log_end
@@ -142,6 +163,7 @@ class Rankloom:
             own, tokenizer_meta = raw["model"], raw["tokenizer"]
             n_trained, mask_seen, weights = int(own["n_trained"]), bool(own["mask_seen"]), Weights(**own["weights"])
             alone = Weights(**own["generator_weights"]) if "generator_weights" in own else None
+            searching = {name: Weights(**value) for name, value in own.get("search", {}).items()}
             removed = np.asarray(own["removed"], dtype=np.int64)
             dated, attributed, log_end = bool(own["dated"]), bool(own["attributed"]), own["log_end"]
             config = Config.parse(raw["config"], place=str(config_path))
@@ -169,6 +191,16 @@ class Rankloom:
             refiner = None
             if refiner_path.exists():
                 refiner = Refiner.from_arrays(model_folder.read_arrays(refiner_path))
+        search_refiner_path = folder / model_folder.SEARCH_REFINER
+        with model_folder.reading(search_refiner_path):
+            search_refiner = None
+            if search_refiner_path.exists():
+                search_refiner = Refiner.from_arrays(model_folder.read_arrays(search_refiner_path), searches=True)
+        query_path = folder / model_folder.QUERY_MEMORY
+        with model_folder.reading(query_path):
+            query_memory = None
+            if query_path.exists():
+                query_memory = QueryMemory.from_arrays(model_folder.read_arrays(query_path), searched_texts(items))
         with model_folder.reading(folder / model_folder.WEIGHTS):
             model = build_model(config, tokenizer, items, n_trained=n_trained, dated=dated, attributed=attributed)
             model.load_state_dict(model_folder.read_tensors(folder / model_folder.WEIGHTS))
@@ -184,6 +216,8 @@ class Rankloom:
             memory=memory,
             exposure=exposure,
             refiner=refiner,
+            query_memory=query_memory,
+            search_choices=Choices(**searching, refiner=search_refiner) if searching else UNTRIED_SEARCH,
             metadata=raw.get("metadata", {}),
             model_version=manifest["model_version"],
             alive=alive,
@@ -210,6 +244,11 @@ class Rankloom:
                 save_arrays(model_folder.contiguous(self.exposure.arrays()), folder / model_folder.EXPOSURE)
             if self.refiner is not None:
                 save_arrays(model_folder.contiguous(self.refiner.arrays()), folder / model_folder.REFINER)
+            if self.query_memory is not None:
+                save_arrays(model_folder.contiguous(self.query_memory.arrays()), folder / model_folder.QUERY_MEMORY)
+            search = self.search_choices
+            if search.refiner is not None:
+                save_arrays(model_folder.contiguous(search.refiner.arrays()), folder / model_folder.SEARCH_REFINER)
             weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
             save_tensors(weights, folder / model_folder.WEIGHTS)
             write_json(
@@ -222,6 +261,10 @@ class Rankloom:
                         "mask_seen": self.mask_seen,
                         "weights": asdict(self.weights),
                         "generator_weights": asdict(self.generator_weights),
+                        "search": {
+                            "weights": asdict(search.weights),
+                            "generator_weights": asdict(search.generator_weights),
+                        },
                         "removed": np.flatnonzero(~self._alive).tolist(),
                         "dated": self.model.age is not None,
                         "attributed": self.model.items.attributes is not None,
@@ -298,7 +341,13 @@ class Rankloom:
 
     def recommend_batch(self, requests: Sequence[Request]) -> list[Recommendation]:
         """Any mix of requests at once; each gets what it would get alone."""
-        return [reply for reply, _ in self._answer(requests, trace=False)]
+        replies: dict[int, Recommendation] = {}
+        # searches are decoded with weights of their own
+        for searching in (False, True):
+            own = [n for n, request in enumerate(requests) if bool(words(request.query or "")) == searching]
+            answers = self._answer([requests[n] for n in own], trace=False)
+            replies.update(zip(own, (reply for reply, _ in answers), strict=True))
+        return [replies[n] for n in range(len(requests))]
 
     def answer_with_trace(self, request: Request) -> tuple[Recommendation, BeamTrace]:
         """One reply and how the beam got there."""
@@ -414,15 +463,20 @@ class Rankloom:
         surface: Tensor | None = None,
         when: Tensor | None = None,
         weights: Weights | None = None,
+        search_weights: Weights | None = None,
         trace: bool = False,
     ) -> tuple[Ranking, BeamResult, Candidates]:
         """Generate, then select, for histories given as row ranges of a feature table. The core of every face.
 
+        Searches are told from the feed by their queries; a batch that has both is decoded as the feed is.
+
         Args:
             when: (B,) float64 seconds of the requests, for the age of the items.
-            weights: instead of the model's own.
+            weights, search_weights: instead of the model's own.
         """
         weights = weights or self.weights
+        if self.are_searches(table, queries_at):
+            weights = search_weights or self.search_choices.weights
         generated = self._generate(
             table, start, stop, beam=beam, filters=filters, excluded=excluded, queries_at=queries_at, user=user,
             surface=surface, when=when, memory=weights.memory, lift=weights.lift, trace=trace,
@@ -430,6 +484,12 @@ class Rankloom:
         scores = self._scores(generated, weights)
         items, best, _ = top_k(generated.candidates, scores, k)
         return Ranking(items, best, generated.candidates.log_prob_BC), generated.beams, generated.candidates
+
+    def are_searches(self, table: FeatureTable, queries_at: Tensor | None) -> bool:
+        """Whether every request of a batch asks for something and the model has a query memory to answer from."""
+        if self.query_memory is None or queries_at is None or not len(queries_at) or not table.queries:
+            return False
+        return bool(((queries_at >= 0) & (table.query[queries_at.clamp_min(0)] >= 0)).all())
 
     @torch.no_grad()
     def ndcg_of_weights(
@@ -441,6 +501,7 @@ class Rankloom:
         grid: Sequence[Weights],
         *,
         excluded: list[Tensor] | None = None,
+        queries_at: Tensor | None = None,
         user: Tensor | None = None,
         surface: Tensor | None = None,
         when: Tensor | None = None,
@@ -449,10 +510,12 @@ class Rankloom:
         out = np.zeros(len(grid))
         for memory, strength in sorted({(weights.memory, weights.lift) for weights in grid}):
             generated = self._generate(
-                table, start, stop, excluded=excluded, queries_at=stop, user=user, surface=surface, when=when, memory=memory,
-                lift=strength,
+                table, start, stop, excluded=excluded, queries_at=stop if queries_at is None else queries_at, user=user,
+                surface=surface, when=when, memory=memory, lift=strength,
             )  # fmt: skip
-            own = [(n, weights) for n, weights in enumerate(grid) if (weights.memory, weights.lift) == (memory, strength)]
+            own = [
+                (n, weights) for n, weights in enumerate(grid) if (weights.memory, weights.lift) == (memory, strength)
+            ]
             for (number, _), value in zip(own, self._ndcgs(generated, [w for _, w in own], target_B), strict=True):
                 out[number] = value
         return out
@@ -507,10 +570,17 @@ class Rankloom:
         begin = torch.maximum(start, stop - self.config.model.max_history)
         prefix = self.model.prefill(table.pack(begin, stop, queries_at=queries_at, user=user), surface)
         masks = self._index.requests(filters or [None] * len(start), excluded)
-        guide = None
+        recalled = (torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0))
         if self.memory is not None:
             taken = ~torch.isin(table.kind, self._not_taken)
-            guide = Guide(self._index, self.memory.recall(latest_first(table.item, taken, begin, stop)), share=memory)
+            recalled = self.memory.recall(latest_first(table.item, taken, begin, stop))
+        guide = None
+        matches: list[Match] | None = None
+        if self.query_memory is not None and queries_at is not None and self.are_searches(table, queries_at):
+            matches = [self.query_memory.match(table.queries[number]) for number in table.query[queries_at].tolist()]
+            guide = Guide(self._index, self.query_memory.recall(matches, recalled), share=memory)
+        elif self.memory is not None:
+            guide = Guide(self._index, recalled, share=memory)
         in_code = guide if memory > 0 else None
         shift = self._lifts.lift(when, lift) if self._lifts is not None and when is not None and lift > 0 else None
         beams = beam_search(
@@ -545,7 +615,16 @@ class Rankloom:
         given = None
         if select is not None:
             given = self._refine_input(candidates, select, guide, now, table, begin, stop, when, surface)
-        return _Generated(beams, candidates, select, guide, now, given)
+            if matches is not None and queries_at is not None:
+                given.query = query_evidence(
+                    candidates.item_BC,
+                    matches,
+                    recalled,
+                    table.query_vectors[table.query[queries_at]],
+                    self._facts.unit_ID,
+                )
+        refiner = self.refiner if matches is None else self.search_choices.refiner
+        return _Generated(refiner, beams, candidates, select, guide, now, given)
 
     def _scores(self, generated: _Generated, weights: Weights) -> Tensor:
         """(B, C) final scores of the generated items."""
@@ -554,8 +633,8 @@ class Rankloom:
             select = with_memory(select, candidates.item_BC, generated.guide, weights.selection_memory)
         now = None if generated.now_BC is None or not weights.now else weights.now * generated.now_BC
         scores = mix_scores(candidates.log_prob_BC, select if weights.mix < 1 else None, weights.mix, now)
-        if self.refiner is not None and weights.refine and generated.given is not None:
-            scores = scores + weights.refine * self.refiner(features(generated.given, self._facts))
+        if generated.refiner is not None and weights.refine and generated.given is not None:
+            scores = scores + weights.refine * generated.refiner(features(generated.given, self._facts))
         return scores
 
     def _refine_input(
@@ -581,13 +660,14 @@ class Rankloom:
     @torch.no_grad()
     def refine_examples(
         self, table: FeatureTable, start: Tensor, stop: Tensor, target_B: Tensor, *,
-        excluded: list[Tensor] | None = None, user: Tensor | None = None, surface: Tensor | None = None,
-        when: Tensor | None = None,
+        excluded: list[Tensor] | None = None, queries_at: Tensor | None = None, user: Tensor | None = None,
+        surface: Tensor | None = None, when: Tensor | None = None,
     ) -> RefineExamples:  # fmt: skip
         """What a refiner is fitted on: one batch of cases under the model's own weights."""
-        weights = self.weights
+        queries_at = stop if queries_at is None else queries_at
+        weights = self.search_choices.weights if self.are_searches(table, queries_at) else self.weights
         generated = self._generate(
-            table, start, stop, excluded=excluded, queries_at=stop, user=user, surface=surface, when=when,
+            table, start, stop, excluded=excluded, queries_at=queries_at, user=user, surface=surface, when=when,
             memory=weights.memory, lift=weights.lift,
         )  # fmt: skip
         assert generated.given is not None
@@ -686,6 +766,8 @@ class Rankloom:
             group_IG=item_groups(self.items, ids.codes),
             size_I2=item_sizes(self.items),
         )
+        if self.query_memory is not None:
+            self.query_memory.follow(searched_texts(self.items), self._alive, ids.prior)
         self._item_ids: list[str] = self.items["item_id"].to_list()
         self._titles: list[str] = self.items["title"].to_list()
         self._row_of = {item: row for row, item in enumerate(self._item_ids)}
@@ -728,10 +810,11 @@ class Rankloom:
                 query = queries.setdefault(event.query, len(queries)) if event.query else -1
                 rows.append((row, kind_code(event.event), ratio, gap, surface, position, query))
             stop.append(len(rows))
-            query = queries.setdefault(request.query, len(queries)) if request.query else -1
+            asked = words(request.query or "")
+            query = queries.setdefault(request.query, len(queries)) if request.query and asked else -1
             rows.append((0, 0, float("nan"), -1.0, 0, -1, query))
         vectors = self._embed_queries(list(queries)) if queries else None
-        table = FeatureTable.from_columns(rows, vectors, self._user_features())
+        table = FeatureTable.from_columns(rows, vectors, self._user_features(), tuple(queries))
         return table, torch.tensor(start), torch.tensor(stop)
 
     def _moments(self, requests: Sequence[Request], histories: list[list[HistoryEvent]]) -> Tensor | None:
@@ -752,7 +835,9 @@ class Rankloom:
             if len(self._query_vectors) + len(fresh) > 20_000:
                 self._query_vectors.clear()
                 fresh = queries
-            self._query_vectors.update(zip(fresh, self.tokenizer.query_vectors(fresh, self.config.model.content), strict=True))
+            self._query_vectors.update(
+                zip(fresh, self.tokenizer.query_vectors(fresh, self.config.model.content), strict=True)
+            )
         return np.stack([self._query_vectors[query] for query in queries])
 
     def _user_features(self) -> Tensor | None:
@@ -771,7 +856,8 @@ class Rankloom:
                 self.items, self.tokenizer.aligned, self.tokenizer.content, ids.codes, ids.prior, self.memory
             )
         if request.query:
-            return self._reasons.of_search(rows, request.query, self.tokenizer.embed_texts([request.query])[0])
+            vector = self.tokenizer.embed_texts([request.query])[0]
+            return self._reasons.of_search(rows, request.query, vector, self.query_memory)
         return self._reasons.of_history(rows, seen)
 
 
@@ -789,5 +875,3 @@ def empty_histories() -> pl.DataFrame:
             "queries": pl.List(pl.String()),
         }
     )
-
-

@@ -77,10 +77,21 @@ class Sequences:
         return np.repeat(np.arange(self.n_users, dtype=np.int32), np.diff(self.offsets))
 
     def cases(
-        self, stage: int, *, max_per_user: int | None = None, max_users: int | None = None, seed: int = 0
+        self,
+        stage: int,
+        *,
+        max_per_user: int | None = None,
+        max_users: int | None = None,
+        seed: int = 0,
+        among: NDArray[np.bool_] | None = None,
     ) -> Cases:
-        """What to predict in `stage`: the first `max_per_user` targets of each user, of at most `max_users` random users."""
-        rows = np.flatnonzero((self.stage == stage) & self.target)
+        """What to predict in `stage`: the first `max_per_user` targets of each user, of at most `max_users` random users.
+
+        Args:
+            among: (E,) the interactions that count; None is all of them.
+        """
+        chosen = (self.stage == stage) & self.target
+        rows = np.flatnonzero(chosen if among is None else chosen & among)
         owner = self.user[rows]
         if max_per_user is not None and len(rows):
             first = np.r_[True, owner[1:] != owner[:-1]]
@@ -133,6 +144,8 @@ _STRENGTH: Final = (
     "dislike",
 )
 _MERGE_WITHIN_US: Final = 3_600_000_000
+_SEARCH_LASTS_US: Final = 1_800_000_000
+"""How long what a person takes belongs to the search before it: half an hour, the usual bound of a session."""
 
 
 def load_sequences(shop: Shop, config: DataConfig) -> Sequences:
@@ -199,8 +212,9 @@ def _read_interactions(shop: Shop, config: DataConfig, items: pl.DataFrame, *, h
     columns = events.collect_schema().names()
     optional = {"watch_s": pl.Float64(), "surface": pl.String(), "position": pl.Int32(), "query": pl.String()}
     wanted = {*config.target_events, *config.context_events}
+    by_itself = (pl.col("event") == "search") & pl.col("item_id").is_null()
     frame = (
-        events.filter(pl.col("event").is_in(list(wanted)))
+        events.filter(pl.col("event").is_in(list(wanted)) | by_itself)
         .select(
             "user_id",
             "item_id",
@@ -213,6 +227,7 @@ def _read_interactions(shop: Shop, config: DataConfig, items: pl.DataFrame, *, h
         )
         .collect()
     )
+    frame = _with_searches(frame, has_clock=has_clock)
     durations = shop.scan(schema.ITEMS).collect_schema().names()
     if "duration_s" in durations:
         items = items.with_columns(shop.items()["duration_s"].alias("duration_s"))
@@ -250,6 +265,33 @@ def _read_interactions(shop: Shop, config: DataConfig, items: pl.DataFrame, *, h
     return frame.with_columns(
         pl.col("strength").replace_strict(list(range(len(kinds))), kinds, return_dtype=pl.Int8).alias("kind")
     )
+
+
+def _with_searches(frame: pl.DataFrame, *, has_clock: bool) -> pl.DataFrame:
+    """Searches logged by themselves, given to what the person took in the half hour after, and taken out.
+
+    An event that names its own query, or another surface, keeps it.
+    """
+    by_itself = (pl.col("event") == "search") & pl.col("item_id").is_null()
+    if has_clock and frame.select((by_itself & pl.col("query").is_not_null()).any()).item():
+        frame = frame.sort("user_id", "timestamp", maintain_order=True)
+        asks = by_itself & pl.col("query").is_not_null()
+        last = [
+            pl.when(asks).then(name).forward_fill().over("user_id").alias(f"{name}_before")
+            for name in ("query", "timestamp")
+        ]
+        frame = frame.with_columns(last)
+        belongs = (
+            pl.col("query").is_null()
+            & pl.col("query_before").is_not_null()
+            & (pl.col("surface").is_null() | (pl.col("surface") == "search"))
+            & (pl.col("timestamp") - pl.col("timestamp_before") <= _SEARCH_LASTS_US)
+        )
+        frame = frame.with_columns(
+            pl.when(belongs).then("query_before").otherwise("query").alias("query"),
+            pl.when(belongs).then(pl.lit("search")).otherwise("surface").alias("surface"),
+        ).drop("query_before", "timestamp_before")
+    return frame.filter(~by_itself)
 
 
 def _leave_one_out(user: NDArray[np.integer], target: NDArray[np.bool_], n_users: int) -> NDArray[np.int8]:

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rankloom.decoding.refine_features import FEATURES
+from rankloom.decoding.refine_features import FEATURES, SEARCH_FEATURES
 
 _MEMBERS: Final = 4
 _HIDDEN: Final = 16
@@ -68,10 +68,11 @@ class Refiner(nn.Module):
         return {name: value.detach().numpy() for name, value in self.state_dict().items()}
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Refiner:
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]], *, searches: bool = False) -> Refiner:
         own = {name: torch.from_numpy(np.asarray(value)) for name, value in arrays.items()}
-        if len(own["mean_F"]) != len(FEATURES):
-            raise ValueError(f"{len(own['mean_F'])} features, this version has {len(FEATURES)}")
+        known = len(FEATURES) + (len(SEARCH_FEATURES) if searches else 0)
+        if len(own["mean_F"]) != known:
+            raise ValueError(f"{len(own['mean_F'])} features, this version has {known}")
         refiner = cls(own["mean_F"], own["spread_F"])
         refiner.load_state_dict(own)
         return refiner.eval()

@@ -37,6 +37,10 @@ FEATURES: Final = (
     *(f"{name} {way}" for name in SIZES for way in ("above the usual", "off the usual")),
     *(f"{opinion} of its {name}" for name in ("category", "code") for opinion in ("generator", "selection", "memory")),
 )  # fmt: skip
+SEARCH_FEATURES: Final = (
+    "relevance", "relevance rank", "relevant", "coverage", "coverage of the best", "near the query", "history says",
+)  # fmt: skip
+"""What is read beside them when somebody searches."""
 _SILENT: Final = -9.0
 _NEVER: Final = 200
 _LEAST: Final = 1e-4
@@ -68,6 +72,26 @@ class RefineInput:
     history_BP: Tensor
     search_B: Tensor
     seen_BC: Tensor
+    query: QueryEvidence | None = None
+
+
+@dataclass
+class QueryEvidence:
+    """What relates the generated items of a search to its query; 0 for items that share no word with it.
+
+    Attributes:
+        relevance_BC: BM25 score over that of the best item.
+        coverage_BC: share of the query's words that the item has.
+        place_BC: 1 / (1 + place by relevance).
+        near_BC: cosine of query and item.
+        behaviour_BC: amount of the behaviour memory, which the memory of a search has taken in.
+    """
+
+    relevance_BC: Tensor
+    coverage_BC: Tensor
+    place_BC: Tensor
+    near_BC: Tensor
+    behaviour_BC: Tensor
 
 
 @dataclass
@@ -120,7 +144,7 @@ def item_sizes(items: pl.DataFrame) -> Tensor:
 
 
 def features(given: RefineInput, facts: ItemFacts) -> Tensor:
-    """(B, C, F) float32 in the order of `FEATURES`; anything for padding."""
+    """(B, C, F) float32 in the order of `FEATURES`, and of `SEARCH_FEATURES` for searches; anything for padding."""
     real = given.item_BC >= 0
     item = given.item_BC.clamp_min(0)
     generator = torch.log_softmax(given.log_prob_BC, dim=-1)
@@ -147,6 +171,7 @@ def features(given: RefineInput, facts: ItemFacts) -> Tensor:
         *_groups(given, facts, item),
         *_sizes(given, facts, item),
         *_company(facts.group_IG[item], real, (generator.exp(), selection.exp(), memory)),
+        *([] if given.query is None else _words(given.query)),
     ]
     out = torch.stack([column.float() for column in columns], dim=-1)
     return torch.where(torch.isfinite(out), out, -30.0)
@@ -231,6 +256,19 @@ def _company(group_BCG: Tensor, real: Tensor, opinions: tuple[Tensor, ...]) -> l
             total = torch.zeros(len(keys), dtype=torch.float64).index_add(0, place.reshape(-1), amount.reshape(-1))
             out.append(torch.where(counted, total[place], 0.0).clamp_min(_LEAST).log())
     return out
+
+
+def _words(query: QueryEvidence) -> list[Tensor]:
+    """How the item stands to the query: by its words, by its meaning, and what the history says of it."""
+    return [
+        query.relevance_BC,
+        -query.place_BC.clamp_min(1e-3).log(),
+        query.relevance_BC > 0,
+        query.coverage_BC,
+        query.coverage_BC.amax(1, keepdim=True).expand_as(query.coverage_BC),
+        query.near_BC,
+        query.behaviour_BC.clamp_min(np.exp(_SILENT)).log(),
+    ]
 
 
 def _log_rank(score: Tensor, real: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rankloom.data.sequences import Cases, Sequences
@@ -30,6 +31,7 @@ class RankloomSystem:
         self.name = "rankloom" if select else "rankloom-generator"
         self.model = model
         self.weights = model.weights if select else model.generator_weights
+        self.search_weights = model.search_choices.weights if select else model.search_choices.generator_weights
         self.beam = beam
         self.quiet = quiet
         self.shop = shop
@@ -55,19 +57,30 @@ class RankloomSystem:
         size = 64
         offsets = torch.from_numpy(own.offsets)
         seconds = torch.from_numpy(own.timestamp / 1e6) if own.has_clock else None
-        for begin in track(range(0, len(cases), size), self.name, unit="batches", quiet=self.quiet):
-            part = slice(begin, begin + size)
-            row = torch.from_numpy(cases.row[part])
-            user = torch.from_numpy(cases.user[part]).long()
+        batches = searches_apart(own, cases, size)
+        for places in track(batches, self.name, unit="batches", quiet=self.quiet):
+            part = Cases(cases.user[places], cases.row[places], cases.target[places])
+            row = torch.from_numpy(part.row)
+            user = torch.from_numpy(part.user).long()
             ranking, _, _ = self.model.rank(
                 table, offsets[user], row, k=k, beam=max(k, self.beam or self.model.config.decoding.beam),
-                excluded=_seen_rows(own, cases, part) if mask_seen else None,
+                excluded=_seen_rows(own, part) if mask_seen else None,
                 queries_at=row, user=user, surface=table.surface[row], weights=self.weights,
-                when=None if seconds is None else seconds[row],
+                search_weights=self.search_weights, when=None if seconds is None else seconds[row],
             )  # fmt: skip
             found = ranking.item_BK.numpy()
-            out[part] = np.where(found >= 0, self.shop_item_of_row[np.maximum(found, 0)], -1)
+            out[places] = np.where(found >= 0, self.shop_item_of_row[np.maximum(found, 0)], -1)
         return out
+
+
+def searches_apart(sequences: Sequences, cases: Cases, size: int) -> list[NDArray[np.intp]]:
+    """Places of the cases in batches of at most `size`, none of which has both searches and others."""
+    asks = sequences.query[cases.row] >= 0
+    return [
+        places[begin : begin + size]
+        for places in (np.flatnonzero(~asks), np.flatnonzero(asks))
+        for begin in range(0, len(places), size)
+    ]
 
 
 def translate(sequences: Sequences, row_of_shop_item: IntArray, n_rows: int) -> Sequences:
@@ -75,9 +88,9 @@ def translate(sequences: Sequences, row_of_shop_item: IntArray, n_rows: int) -> 
     return replace(sequences, item=row_of_shop_item[sequences.item], n_items=n_rows)
 
 
-def _seen_rows(sequences: Sequences, cases: Cases, part: slice) -> list[Tensor]:
+def _seen_rows(sequences: Sequences, cases: Cases) -> list[Tensor]:
     """Per case every item of its history, the target too where the person has seen it before (see `seen_pairs`)."""
     return [
         torch.from_numpy(np.unique(sequences.item[sequences.offsets[user] : row]).astype(np.int64))
-        for user, row in zip(cases.user[part], cases.row[part], strict=True)
+        for user, row in zip(cases.user, cases.row, strict=True)
     ]

@@ -45,6 +45,7 @@ class SequenceBatches:
     Args:
         supervise: `all` trains every target of a window, `newest` only its last (OneRec-V2 section 4.1, layout c).
         order: `shuffled`, or `chronological` (windows by the time of their last target).
+        query_dropout: share of the interactions with a query that an epoch reads as if they came from the feed.
     """
 
     def __init__(
@@ -57,11 +58,14 @@ class SequenceBatches:
         seed: int,
         order: Literal["shuffled", "chronological"] = "shuffled",
         supervise: Literal["all", "newest"] = "all",
+        query_dropout: float = 0.0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.table = table
+        self.query_dropout = query_dropout if len(table.queries) else 0.0
         self.seed = seed
+        self._left_out = (-1, torch.zeros(0, dtype=torch.bool))
         self.order = order
         self.rank, self.world_size = rank, world_size
         self.user_of_row = torch.from_numpy(sequences.user)
@@ -102,14 +106,14 @@ class SequenceBatches:
         """The batches of one epoch, from batch `skip` on (for an exact resume)."""
         mine = self._plan(epoch)[self.rank :: self.world_size]
         for chosen in mine[skip:]:
-            yield self.build(chosen)
+            yield self.build(chosen, epoch)
 
-    def build(self, chosen: NDArray[np.int64]) -> TrainingBatch:
+    def build(self, chosen: NDArray[np.int64], epoch: int = 0) -> TrainingBatch:
         windows = self.windows
         start = torch.from_numpy(windows.start[chosen])
         stop = torch.from_numpy(windows.stop[chosen])
         first_target = torch.from_numpy(windows.first_target[chosen])
-        context = self.table.pack(start, stop, user=self.user_of_row[start])
+        context = self.table.pack(start, stop, user=self.user_of_row[start], unasked=self._unasked(epoch))
         index = start[:, None] + torch.arange(context.item_BT.shape[1])
         real = index < stop[:, None]
         index = index.clamp_max(len(self.table.item) - 1)
@@ -117,6 +121,15 @@ class SequenceBatches:
         chosen_M = index[target]
         when_M = None if self.seconds is None else self.seconds[chosen_M]
         return TrainingBatch(context, target, self.table.item[chosen_M], context.surface_BT, when_M)
+
+    def _unasked(self, epoch: int) -> Tensor | None:
+        """(E,) the interactions whose query this epoch leaves out; None where it leaves out none."""
+        if not self.query_dropout:
+            return None
+        if self._left_out[0] != epoch:
+            drawn = np.random.default_rng((self.seed, epoch, 1)).random(len(self.table.item)) < self.query_dropout
+            self._left_out = (epoch, torch.from_numpy(drawn) & (self.table.query >= 0))
+        return self._left_out[1]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ of it into a padded `ContextBatch`. Serving builds a small table from one reques
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,7 @@ class FeatureTable:
         item, kind, watch, gap, surface, position: (E,) int64.
         query: (E,) int64, row of `query_vectors` or -1.
         query_vectors: (n_queries, D_text) float32.
+        queries: the words of these queries.
         user_features: (U, F) int64 hashed static features, or None.
     """
 
@@ -48,6 +50,7 @@ class FeatureTable:
     query: Tensor
     query_vectors: Tensor
     user_features: Tensor | None = None
+    queries: tuple[str, ...] = ()
 
     @classmethod
     def from_sequences(
@@ -74,6 +77,7 @@ class FeatureTable:
             query=torch.from_numpy(sequences.query.astype(np.int64)),
             query_vectors=torch.from_numpy(vectors),
             user_features=None if user_features is None else torch.from_numpy(user_features),
+            queries=sequences.queries,
         )
 
     @classmethod
@@ -82,6 +86,7 @@ class FeatureTable:
         rows: list[tuple[int, int, float, float, int, int, int]],
         query_vectors: NDArray[np.float32] | None,
         user_features: Tensor | None,
+        queries: Sequence[str] = (),
     ) -> FeatureTable:
         """A small table from (item, kind, watch ratio, gap seconds, surface, position, query) rows, for serving."""
         item, kind, watch, gap, surface, position, query = zip(*rows, strict=True) if rows else ((),) * 7
@@ -95,10 +100,17 @@ class FeatureTable:
             query=torch.tensor(query, dtype=torch.long),
             query_vectors=torch.zeros(0, 1) if query_vectors is None else torch.from_numpy(query_vectors),
             user_features=user_features,
+            queries=tuple(queries),
         )
 
     def pack(
-        self, start: Tensor, stop: Tensor, *, queries_at: Tensor | None = None, user: Tensor | None = None
+        self,
+        start: Tensor,
+        stop: Tensor,
+        *,
+        queries_at: Tensor | None = None,
+        user: Tensor | None = None,
+        unasked: Tensor | None = None,
     ) -> ContextBatch:
         """The rows start[b]:stop[b] of each request, padded to the longest.
 
@@ -107,6 +119,7 @@ class FeatureTable:
             queries_at: (B,) for serving and evaluation: the row whose query (if any) the one target answers. Without it
                 (training) every row of the range brings its own query, visible from its own place on.
             user: (B,) users, for static features.
+            unasked: (E,) interactions to be read as if they came from the feed, without their query.
         """
         length = stop - start
         places = max(1, int(length.max())) if len(length) else 1
@@ -118,14 +131,17 @@ class FeatureTable:
         def take(column: Tensor) -> Tensor:
             return torch.where(real, column[index], 0) if len(column) else empty
 
-        query_BQD, query_from_BQ = self._queries(index, real, length, queries_at)
+        query, surface = self.query, self.surface
+        if unasked is not None:
+            query, surface = query.masked_fill(unasked, -1), surface.masked_fill(unasked, 0)
+        query_BQD, query_from_BQ = self._queries(query, index, real, length, queries_at)
         user_BF = self.user_features[user] if self.user_features is not None and user is not None else None
         return ContextBatch(
             item_BT=torch.where(real, self.item[index], -1) if len(self.item) else empty - 1,
             kind_BT=take(self.kind),
             watch_BT=take(self.watch),
             gap_BT=take(self.gap),
-            surface_BT=take(self.surface),
+            surface_BT=take(surface),
             position_BT=take(self.position),
             length_B=length,
             query_BQD=query_BQD,
@@ -134,15 +150,13 @@ class FeatureTable:
         )
 
     def _queries(
-        self, index: Tensor, real: Tensor, length: Tensor, queries_at: Tensor | None
+        self, query: Tensor, index: Tensor, real: Tensor, length: Tensor, queries_at: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         if not len(self.query_vectors):
             return None, None
-        query_BT = torch.where(real, self.query[index], -1) if len(self.query) else torch.full_like(index, -1)
+        query_BT = torch.where(real, query[index], -1) if len(query) else torch.full_like(index, -1)
         if queries_at is not None:
-            now = (
-                torch.where(queries_at >= 0, self.query[queries_at.clamp_min(0)], -1) if len(self.query) else queries_at
-            )
+            now = torch.where(queries_at >= 0, query[queries_at.clamp_min(0)], -1) if len(query) else queries_at
             query_BT = torch.cat([query_BT, torch.full_like(query_BT[:, :1], -1)], dim=1)
             query_BT[torch.arange(len(length)), length] = now
         has = query_BT >= 0

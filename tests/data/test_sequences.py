@@ -24,7 +24,11 @@ LEAVE_ONE_OUT = DataConfig(split="leave-one-out")
 
 
 def shop(
-    folder: Path, events: Sequence[tuple[Any, ...]], *, columns: str = "user_id item_id minutes event", clock: str = "time"
+    folder: Path,
+    events: Sequence[tuple[Any, ...]],
+    *,
+    columns: str = "user_id item_id minutes event",
+    clock: str = "time",
 ) -> Shop:
     """A shop of items i0..i9 (i0 lasts 10 seconds, i1 has no duration) and the given events, times in minutes."""
     items = pl.DataFrame(
@@ -171,7 +175,9 @@ def test_time_splits_everybody_at_the_same_moments(tmp_path: Path) -> None:
     own = load_sequences(shop(tmp_path, events), DataConfig(split="time", valid_share=0.2, test_share=0.1))
     minute = (own.timestamp - int(START.timestamp() * 1e6)) / 60e6
     # the last tenth of the targets is test, the fifth before it validation, wherever the other events lie
-    assert own.stage[own.target].tolist() == [TEST if m >= 2700 else VALID if m >= 2100 else TRAIN for m in minute[own.target]]
+    assert own.stage[own.target].tolist() == [
+        TEST if m >= 2700 else VALID if m >= 2100 else TRAIN for m in minute[own.target]
+    ]
     assert np.bincount(own.stage[own.target]).tolist() == [21, 6, 3]
     assert own.stage[~own.target].tolist() == [TEST]
     assert max(own.timestamp[own.stage == TRAIN]) < min(own.timestamp[own.stage == VALID])
@@ -185,7 +191,9 @@ def test_a_log_of_one_moment_cannot_be_split_by_time(tmp_path: Path) -> None:
     assert error.value.code == "split-impossible"
 
 
-@pytest.mark.parametrize("events", [[("a", "gone", 0, "click")], [("a", "i1", 0, "impression")], [("a", "i1", 0, "dislike")]])
+@pytest.mark.parametrize(
+    "events", [[("a", "gone", 0, "click")], [("a", "i1", 0, "impression")], [("a", "i1", 0, "dislike")]]
+)
 def test_a_log_without_anything_to_learn_is_refused(tmp_path: Path, events: list[tuple[Any, ...]]) -> None:
     with pytest.raises(RankloomError, match="of a kind to learn from") as error:
         load_sequences(shop(tmp_path, events), LEAVE_ONE_OUT)
@@ -210,3 +218,35 @@ def test_cases_are_the_first_targets_of_each_person_in_a_stage(tmp_path: Path) -
     assert own.cases(TEST, max_users=4).row.tolist() == everything.row.tolist()
     chosen = {tuple(own.cases(TEST, max_users=1, seed=seed).user.tolist()) for seed in range(12)}
     assert len(chosen) > 1
+
+
+def test_a_search_logged_by_itself_belongs_to_what_is_taken_in_the_half_hour_after(tmp_path: Path) -> None:
+    columns = "user_id item_id minutes event query surface"
+    events = [
+        ("a", "i1", 0, "click", None, None),
+        ("a", None, 1, "search", "tea", None),
+        ("a", "i2", 2, "click", None, None),
+        ("a", "i3", 3, "click", None, "feed"),
+        ("a", "i4", 4, "click", "pot", None),
+        ("a", "i5", 31, "click", None, "search"),
+        ("a", "i6", 32, "click", None, None),
+        ("b", "i7", 5, "click", None, None),
+        ("b", None, 6, "search", None, None),
+        ("b", "i8", 7, "click", None, None),
+    ]
+    own = load_sequences(shop(tmp_path, events, columns=columns), LEAVE_ONE_OUT)
+    asked = [None if n < 0 else own.queries[n] for n in own.query[rows(own, "a")]]
+    assert own.item[rows(own, "a")].tolist() == [1, 2, 3, 4, 5, 6]
+    assert asked == [None, "tea", None, "pot", "tea", None]
+    surfaces = [schema.SURFACES[n] for n in own.surface[rows(own, "a")]]
+    assert surfaces == ["feed", "search", "feed", "feed", "search", "feed"]
+    assert own.item[rows(own, "b")].tolist() == [7, 8]
+    assert own.query[rows(own, "b")].tolist() == [-1, -1]
+
+
+def test_cases_may_be_limited_to_some_interactions(tmp_path: Path) -> None:
+    events = [("a", f"i{n}", n, "click") for n in range(6)] + [("b", f"i{n}", n, "click") for n in range(4)]
+    own = load_sequences(shop(tmp_path, events), LEAVE_ONE_OUT)
+    among = own.item == 3
+    assert own.cases(TEST, among=among).target.tolist() == [3]
+    assert len(own.cases(VALID, among=among)) == 0

@@ -135,3 +135,30 @@ def test_newest_trains_the_last_target_of_each_window_only() -> None:
     ]
     seen = sorted(int(item) for batch in made.epoch(0) for item in batch.item_M)
     assert seen == sorted(int(sequences.item[row]) for row in last if row >= 0)
+
+
+def test_a_share_of_the_searches_is_read_as_feed_another_one_in_every_epoch() -> None:
+    sequences = log([9] * 40, held_out=1)
+    kept = batches(sequences)
+    own = batches(sequences, query_dropout=0.5)
+    left_out = []
+    for epoch in range(3):
+        hidden = own._unasked(epoch)
+        assert hidden is not None
+        assert not bool((hidden & (own.table.query < 0)).any())
+        share = float(hidden.sum()) / float((own.table.query >= 0).sum())
+        assert 0.3 < share < 0.7
+        left_out.append(hidden)
+        for before, after in zip(kept.epoch(epoch), own.epoch(epoch), strict=True):
+            assert before.item_M.tolist() == after.item_M.tolist()
+            asked = [
+                0 if b.context.query_from_BQ is None else int((b.context.query_from_BQ < 99).sum())
+                for b in (before, after)
+            ]
+            assert asked[1] < asked[0]
+            changed = before.surface_BT != after.surface_BT
+            assert not bool(after.surface_BT[changed].any())
+    assert not bool((left_out[0] == left_out[1]).all())
+    again = batches(sequences, query_dropout=0.5)
+    assert bool((again._unasked(2) == left_out[2]).all())
+    assert batches(sequences, query_dropout=1.0)._unasked(0).tolist() == (own.table.query >= 0).tolist()  # type: ignore[union-attr]

@@ -1,0 +1,293 @@
+"""Query memory: the items whose words a query has, interpolated with the generator inside the trie.
+
+A generator that reads a query as a vector knows what it means and forgets what it says: a model number, a brand that
+came yesterday, the second of two words. The memory is an inverted index over the catalogue's text and over what people
+typed before they took an item (so that words nobody wrote into a title lead to it), scored by BM25. For a query q and a
+history h it names items with an amount
+
+    memory(i | q, h) ~ exp(SHARPNESS * (bm25(q, i) / best - 1)) * sqrt(1 + n_i / mean n) * (1 + PERSONAL * behaviour(i | h))
+
+the relevance of the words, how often the item is taken, and what the person's history brings to mind (memory.py). The
+amounts add up over the trie as those of the behaviour memory do (`Guide`), in whose place they stand when somebody
+searches; how much they count is chosen on validation. A new item is in the index at once. Words are compared in every
+script (semantic/words.py); one that nothing knows is read as the known word one slip away (semantic/spelling.py).
+
+Shapes: I catalogue rows, V words, E entries, B requests, N named (request, item) pairs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from rankloom.semantic.spelling import Spelling
+from rankloom.semantic.words import words
+
+K1: Final = 0.9
+B: Final = 0.6
+"""BM25's saturation of repeated words and discount of long texts (Robertson and Zaragoza 2009)."""
+DEPTH: Final = 1_000
+"""Best items of a query that are remembered."""
+SHARPNESS: Final = 14.0
+PERSONAL: Final = 200.0
+CERTAINTY: Final = 5.0
+"""Amount of all that a fully understood query says, beside `EVIDENCE` (memory.py)."""
+SLIP: Final = 0.7
+"""Weight of a word that was corrected."""
+_KEPT: Final = 2_048
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Match:
+    """What the words of one query find.
+
+    Attributes:
+        row: (n,) catalogue rows, ascending, at most `DEPTH`.
+        relevance: (n,) BM25 score over the best one's, in (0, 1].
+        coverage: (n,) share of the query that the item has, words weighed by how rare they are.
+        place: (n,) 0-based place by relevance.
+        read_as: words of the query that were taken for another one, and for which.
+    """
+
+    row: IntArray
+    relevance: FloatArray
+    coverage: FloatArray
+    place: IntArray
+    read_as: tuple[tuple[str, str], ...] = ()
+
+
+def searched_texts(items: pl.DataFrame) -> list[str]:
+    """Title, brand, category path and attributes of every item, whatever of them there is."""
+    columns = [items["title"].fill_null("")]
+    if "brand" in items.columns:
+        columns.append(items["brand"].cast(pl.String, strict=False).fill_null(""))
+    if "category" in items.columns and items["category"].dtype == pl.List(pl.String):
+        columns.append(items["category"].list.join(" ", ignore_nulls=True).fill_null(""))
+    return pl.select(pl.concat_str(columns, separator=" ")).to_series().to_list()
+
+
+class QueryMemory:
+    """See the module's docstring. `fit` it, then `follow` the live catalogue.
+
+    Args:
+        vocabulary: distinct words.
+        text_IV: occurrences of words in the items' texts, CSR.
+        asked_IV: log-scaled takes of items after queries with these words, CSR.
+        texts: what `text_IV` was counted in.
+    """
+
+    def __init__(
+        self, vocabulary: Sequence[str], text_IV: sparse.csr_matrix, asked_IV: sparse.csr_matrix, texts: Sequence[str]
+    ) -> None:
+        self.vocabulary = {word: number for number, word in enumerate(vocabulary)}
+        self._text, self._asked, self._texts = text_IV, asked_IV, list(texts)
+        self._spelling: Spelling | None = None
+        self.follow(self._texts, np.ones(len(self._texts), dtype=np.bool_), np.zeros(len(self._texts), np.float32))
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], takes: Iterable[tuple[int, str]]) -> QueryMemory:
+        """From the texts of the catalogue and (row, query) of the training period's takes after searches."""
+        vocabulary: dict[str, int] = {}
+        counted: Counter[tuple[int, int]] = Counter()
+        for row, query in takes:
+            counted.update((row, vocabulary.setdefault(word, len(vocabulary))) for word in set(words(query)))
+        text = _counts(texts, vocabulary)
+        pairs = sorted(counted)
+        asked: Any = (
+            np.log2([1.0 + counted[pair] for pair in pairs]).astype(np.float32),
+            ([row for row, _ in pairs], [word for _, word in pairs]),
+        )
+        shape = (len(texts), len(vocabulary))
+        return cls(list(vocabulary), _wide(text, shape), sparse.csr_matrix(asked, shape=shape, dtype=np.float32), texts)
+
+    # -- the catalogue ---------------------------------------------------------------------------------------------
+
+    def follow(self, texts: Sequence[str], alive_I: NDArray[np.bool_], count_I: NDArray[np.floating[Any]]) -> None:
+        """The index of these texts: new and changed ones are read, the others kept.
+
+        Args:
+            alive_I: rows that may be found.
+            count_I: how often each was taken in training.
+        """
+        known = len(self._texts)
+        changed = [row for row, text in enumerate(texts) if row >= known or text != self._texts[row]]
+        if changed:
+            fresh = _counts([texts[row] for row in changed], self.vocabulary)
+            shape = (len(texts), len(self.vocabulary))
+            kept = np.ones(len(texts), dtype=np.float32)
+            kept[changed] = 0
+            place: Any = (np.ones(len(changed), np.float32), (changed, np.arange(len(changed))))
+            spread = sparse.csr_matrix(place, shape=(len(texts), len(changed)))
+            self._text = sparse.csr_matrix(
+                sparse.diags_array(kept) @ _wide(self._text, shape) + spread @ _wide(fresh, (len(changed), shape[1]))
+            ).astype(np.float32)
+            self._text.eliminate_zeros()
+            self._asked = _wide(self._asked, shape)
+            self._texts = list(texts)
+            self._spelling = None
+        self._weigh(alive_I)
+        taken = np.asarray(count_I, dtype=np.float64)
+        self._popularity = np.sqrt(1 + taken / max(float(taken.mean()) if len(taken) else 0.0, 1e-9)).astype(np.float32)
+        self._kept: OrderedDict[str, Match] = OrderedDict()
+
+    def _weigh(self, alive_I: NDArray[np.bool_]) -> None:
+        """BM25 impacts of every entry by word, over the items that may be found."""
+        total = sparse.csr_matrix(sparse.diags_array(alive_I.astype(np.float32)) @ (self._text + self._asked))
+        total.eliminate_zeros()
+        n = max(1, int(alive_I.sum()))
+        length = np.asarray(self._text.sum(1)).ravel()
+        usual = max(float(length[alive_I].mean()) if alive_I.any() else 0.0, 1e-9)
+        by_word = total.tocsc()
+        frequency = np.diff(by_word.indptr)
+        self._idf = np.log1p((n - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
+        self._unknown = float(np.log1p(n + 0.5) + np.log(2))
+        discount = K1 * (1 - B + B * length[by_word.indices] / usual)
+        impact = by_word.data * (K1 + 1) / (by_word.data + discount) * np.repeat(self._idf, frequency)
+        self._start, self._row = by_word.indptr.astype(np.int64), by_word.indices.astype(np.int64)
+        self._impact = impact.astype(np.float32)
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    def match(self, query: str) -> Match:
+        """The items that share a word with the query; the matches of the last queries are kept, many people type the same."""
+        found = self._kept.get(query)
+        if found is None:
+            found = self._match(query)
+            if len(self._kept) >= _KEPT:
+                self._kept.popitem(last=False)
+            self._kept[query] = found
+        else:
+            self._kept.move_to_end(query)
+        return found
+
+    def _match(self, query: str) -> Match:
+        n = len(self._texts)
+        score, covered = np.zeros(n, np.float32), np.zeros(n, np.float32)
+        whole = 0.0
+        read_as: list[tuple[str, str]] = []
+        for word in dict.fromkeys(words(query)):
+            number, weight = self.vocabulary.get(word, -1), 1.0
+            if number < 0 or self._start[number] == self._start[number + 1]:
+                other = self._corrected(word)
+                number, weight = (-1, 1.0) if other is None else (self.vocabulary[other], SLIP)
+                read_as += [] if other is None else [(word, other)]
+            if number < 0:
+                whole += self._unknown
+                continue
+            entries = slice(self._start[number], self._start[number + 1])
+            own = float(self._idf[number])
+            score[self._row[entries]] += weight * self._impact[entries]
+            covered[self._row[entries]] += weight * own
+            whole += own
+        row = np.flatnonzero(score > 0)
+        if len(row) > DEPTH:
+            row = row[np.argpartition(-score[row], DEPTH - 1)[:DEPTH]]
+            row.sort()
+        best = float(score[row].max()) if len(row) else 1.0
+        order = np.argsort(-score[row], kind="stable")
+        place = np.empty(len(row), dtype=np.int64)
+        place[order] = np.arange(len(row))
+        return Match(row, score[row] / best, covered[row] / max(whole, 1e-9), place, tuple(read_as))
+
+    def _corrected(self, word: str) -> str | None:
+        if self._spelling is None:
+            frequency = np.diff(self._start)
+            self._spelling = Spelling({own: int(frequency[number]) for own, number in self.vocabulary.items()})
+        return self._spelling.correct(word)
+
+    def recall(
+        self, matches: Sequence[Match], behaviour: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(N,) request, (N,) catalogue row, (N,) amount of everything that queries and histories bring to mind.
+
+        Args:
+            matches: one a request.
+            behaviour: what `BehaviourMemory.recall` returned for the histories.
+        """
+        request = np.repeat(np.arange(len(matches)), [len(match.row) for match in matches])
+        row = np.concatenate([match.row for match in matches]) if matches else np.zeros(0, np.int64)
+        told = behaviour_of(behaviour, torch.from_numpy(request), torch.from_numpy(row), len(self._texts)).numpy()
+        amounts = []
+        begin = 0
+        for match in matches:
+            own = np.exp(SHARPNESS * (match.relevance.astype(np.float64) - 1)) * self._popularity[match.row]
+            own *= 1 + PERSONAL * told[begin : begin + len(match.row)]
+            begin += len(match.row)
+            amounts.append(own * (CERTAINTY * float(match.coverage.max(initial=0.0)) / max(own.sum(), 1e-300)))
+        amount = np.concatenate(amounts) if amounts else np.zeros(0)
+        return torch.from_numpy(request), torch.from_numpy(row), torch.from_numpy(amount)
+
+    def asked(self, rows: Sequence[int], query: str) -> list[bool]:
+        """Whether people took each item after a search for one of these words."""
+        known = [self.vocabulary[word] for word in words(query) if word in self.vocabulary]
+        if not rows or not known:
+            return [False] * len(rows)
+        return [bool(own) for own in np.asarray(self._asked[list(rows)][:, known].sum(1)).ravel() > 0]
+
+    # -- folders ---------------------------------------------------------------------------------------------------
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        out = {"vocabulary": np.frombuffer("\n".join(self.vocabulary).encode(), dtype=np.uint8)}
+        for name, own in (("text", self._text), ("asked", self._asked)):
+            out[f"{name}.start"] = own.indptr.astype(np.int64)
+            out[f"{name}.word"] = own.indices.astype(np.int32)
+            out[f"{name}.count"] = own.data.astype(np.float32)
+        return out
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]], texts: Sequence[str]) -> QueryMemory:
+        """Raises ValueError where the arrays are not of these texts."""
+        vocabulary = bytes(arrays["vocabulary"]).decode().split("\n") if len(arrays["vocabulary"]) else []
+        parts = []
+        for name in ("text", "asked"):
+            start, word, count = (np.asarray(arrays[f"{name}.{part}"]) for part in ("start", "word", "count"))
+            if len(start) != len(texts) + 1 or (len(word) and int(word.max()) >= len(vocabulary)):
+                raise ValueError(
+                    f"{len(start) - 1} texts of {len(vocabulary)} words, the catalogue has {len(texts)} items"
+                )
+            parts.append(sparse.csr_matrix((count, word, start), shape=(len(texts), len(vocabulary))))
+        return cls(vocabulary, parts[0], parts[1], texts)
+
+
+def behaviour_of(recalled: tuple[Tensor, Tensor, Tensor], request: Tensor, item: Tensor, n_rows: int) -> Tensor:
+    """(P,) amount of a behaviour memory for each (request, catalogue row)."""
+    own_request, own_item, amount = recalled
+    if not len(own_item):
+        return torch.zeros(len(request), dtype=torch.float64)
+    keys, place = torch.unique(own_request * n_rows + own_item, return_inverse=True)
+    total = torch.zeros(len(keys), dtype=torch.float64).index_add_(0, place, amount.double())
+    wanted = request * n_rows + item
+    at = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
+    return torch.where(keys[at] == wanted, total[at], 0.0)
+
+
+def _counts(texts: Sequence[str], vocabulary: dict[str, int]) -> sparse.csr_matrix:
+    """(n, V) occurrences of words; new words get the next numbers."""
+    numbers: list[int] = []
+    start = [0]
+    for text in texts:
+        numbers.extend(vocabulary.setdefault(word, len(vocabulary)) for word in words(text))
+        start.append(len(numbers))
+    entries: Any = (np.ones(len(numbers), np.float32), np.asarray(numbers, np.int64), np.asarray(start))
+    counts = sparse.csr_matrix(entries, shape=(len(texts), len(vocabulary)))
+    counts.sum_duplicates()
+    return counts
+
+
+def _wide(matrix: sparse.csr_matrix, shape: tuple[int, int]) -> sparse.csr_matrix:
+    """The same entries in a matrix of at least its size."""
+    start = np.append(matrix.indptr, np.full(shape[0] - matrix.shape[0], matrix.indptr[-1]))
+    entries: Any = (matrix.data, matrix.indices, start)
+    return sparse.csr_matrix(entries, shape=shape)

@@ -1,0 +1,149 @@
+"""Search from the model folder: words found, slips forgiven, new items at once, feed and search apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from rankloom.choosing import FEW, choose_search, questions
+from rankloom.config import Config
+from rankloom.data.sequences import VALID, load_sequences
+from rankloom.data.shop import Shop
+from rankloom.decoding.refine_features import FEATURES, SEARCH_FEATURES
+from rankloom.pipeline import feature_table, query_memory_of, train
+from rankloom.recommender import UNTRIED_SEARCH, Choices, Rankloom
+from rankloom.requests import Request
+from rankloom.semantic.words import words
+
+
+def rare_word(model: Rankloom) -> tuple[str, set[str]]:
+    """A word of a few titles that nobody searched for, and the items that have it."""
+    assert model.query_memory is not None
+    owners: dict[str, set[str]] = {}
+    for item, title in model.items.select("item_id", "title").rows():
+        for word in set(words(title)):
+            owners.setdefault(word, set()).add(item)
+    usable = sorted(w for w, own in owners.items() if 2 <= len(own) <= 5 and len(w) > 5 and w.isalpha() and w.isascii())
+    word = next(w for w in usable if not any(model.query_memory.asked(list(range(model.items.height)), w)))
+    return word, owners[word]
+
+
+def test_a_rare_word_brings_its_items_first(model: Rankloom) -> None:
+    word, owners = rare_word(model)
+    found = [item.item_id for item in model.search(word, k=len(owners)).items]
+    assert set(found) == owners
+
+
+def test_a_slip_is_forgiven_and_said(model: Rankloom) -> None:
+    word, owners = rare_word(model)
+    slipped = word[:2] + word[3] + word[2] + word[4:] if word[2] != word[3] else word[:2] + word[3:]
+    reply = model.search(slipped, k=1, explain=True)
+    assert reply.items[0].item_id in owners
+    assert f"reading {slipped!r} as {word!r}" in reply.items[0].reasons[0]
+
+
+def test_a_new_item_is_found_by_its_words_and_a_changed_title_by_the_new_ones(model: Rankloom, tmp_path: Path) -> None:
+    model.add_items(pl.DataFrame({"item_id": ["new-1"], "title": ["zyxwphone quuxcase"]}))
+    assert model.search("quuxcase", k=1).items[0].item_id == "new-1"
+    model.save_pretrained(tmp_path / "changed")
+    again = Rankloom.from_pretrained(tmp_path / "changed")
+    assert again.search("quuxcase", k=3).items[0].item_id == "new-1"
+    again.add_items(pl.DataFrame({"item_id": ["new-1"], "title": ["plain thing"]}))
+    assert again.query_memory is not None
+    assert not len(again.query_memory.match("quuxcase").row)
+    again.remove_items(["new-1"])
+    assert "new-1" not in [item.item_id for item in again.search("plain thing", k=5).items]
+
+
+def test_a_batch_of_feeds_and_searches_equals_one_by_one(model: Rankloom) -> None:
+    word, _ = rare_word(model)
+    user = model.users[0]
+    requests = [
+        Request(user=user, k=5), Request(query=word, k=3, surface="search", seen="allow"), Request(user=user, query=word, k=4),
+        Request(k=5), Request(user=user, query=" ?! ", k=5),
+    ]  # fmt: skip
+    together = model.recommend_batch(requests)
+    for request, reply in zip(requests, together, strict=True):
+        alone = model.recommend_batch([request])[0]
+        assert [item.item_id for item in reply.items] == [item.item_id for item in alone.items]
+        assert [item.score for item in reply.items] == pytest.approx([item.score for item in alone.items], abs=1e-4)
+    # without a word there is nothing to search for
+    assert [item.item_id for item in together[4].items] == [item.item_id for item in together[0].items]
+
+
+def test_nothing_that_anybody_knows_still_gets_a_list(model: Rankloom) -> None:
+    assert len(model.search("qqqqzzzz", k=5).items) == 5
+
+
+def test_searches_are_chosen_for_on_searches_alone(bazaar: Shop, model: Rankloom) -> None:
+    sequences = load_sequences(bazaar, model.config.data)
+    assert int(((sequences.stage == VALID) & sequences.target & (sequences.query >= 0)).sum()) >= FEW
+    for searches in (False, True):
+        cases, unasked = questions(model, sequences, searches=searches, max_per_user=5, max_users=10_000)
+        assert not unasked
+        assert bool(((sequences.query[cases.row] >= 0) == searches).all())
+        assert len(cases)
+    table = feature_table(sequences, model.tokenizer, bazaar)
+    model.search_choices = UNTRIED_SEARCH
+    before = (model.weights, model.refiner)
+    figures = choose_search(model, sequences, table, mask_seen=model.mask_seen, limit=100, quiet=True)
+    assert figures
+    assert model.search_choices is not UNTRIED_SEARCH
+    assert (model.weights, model.refiner) == before
+    refiner = model.search_choices.refiner
+    assert refiner is None or len(refiner.mean_F) == len(FEATURES) + len(SEARCH_FEATURES)
+    best = max(value for name, value in figures.items() if "held-out" not in name and name != "epochs")
+    cases, _ = questions(model, sequences, searches=True, max_per_user=1, max_users=100)
+    row, user = torch.from_numpy(cases.row), torch.from_numpy(cases.user).long()
+    # the weights that are kept are the best of those tried
+    assert best > 0
+    assert len(row) == len(user)
+
+
+def test_a_log_of_searches_alone_chooses_for_the_feed_without_their_words(bazaar: Shop, model: Rankloom) -> None:
+    sequences = load_sequences(bazaar, model.config.data)
+    sequences.query[:] = 0
+    cases, unasked = questions(model, sequences, searches=False, max_per_user=1, max_users=50)
+    assert unasked
+    assert len(cases)
+
+
+def test_what_was_chosen_for_searches_is_in_the_folder(model: Rankloom, tmp_path: Path) -> None:
+    kept = model.search_choices
+    model.save_pretrained(tmp_path / "again")
+    again = Rankloom.from_pretrained(tmp_path / "again")
+    assert again.search_choices.weights == kept.weights
+    assert again.search_choices.generator_weights == kept.generator_weights
+    assert (again.search_choices.refiner is None) == (kept.refiner is None)
+    word, _ = rare_word(model)
+    assert [i.item_id for i in again.search(word, k=5).items] == [i.item_id for i in model.search(word, k=5).items]
+    if kept.refiner is not None:
+        own = again.search_choices.refiner
+        assert own is not None
+        for name, value in kept.refiner.arrays().items():
+            assert np.array_equal(value, own.arrays()[name])
+
+
+def test_without_a_query_memory_a_query_is_context_and_nothing_else(
+    bazaar: Shop, tiny_config: Config, tmp_path: Path
+) -> None:
+    config = tiny_config.with_overrides(["memory.queries=false", "training.max_epochs=1", "training.min_steps=10"])
+    train(bazaar.path, tmp_path / "model", config, quiet=True)
+    own = Rankloom.from_pretrained(tmp_path / "model")
+    assert own.query_memory is None
+    assert own.search_choices == Choices(*[UNTRIED_SEARCH.weights] * 2)
+    assert own.search("tea", k=5).items
+
+
+def test_the_index_is_of_training_alone(bazaar: Shop, tiny_config: Config) -> None:
+    sequences = load_sequences(bazaar, tiny_config.data)
+    items = bazaar.items()
+    before = query_memory_of(sequences, items)
+    later = sequences.stage != 0
+    sequences.query[later] = -1
+    after = query_memory_of(sequences, items)
+    assert (before._asked != after._asked).nnz == 0
