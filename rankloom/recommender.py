@@ -48,6 +48,7 @@ from rankloom.models.lazy_decoder import LazyDecoder
 from rankloom.reasons import Reasons
 from rankloom.requests import HistoryEvent, Recommendation, RecommendedItem, Request, SeenPolicy, check_request
 from rankloom.semantic.ids import SemanticIds
+from rankloom.semantic.stuffing import witness_groups
 from rankloom.semantic.tokenizer import Tokenizer
 from rankloom.semantic.trie import Trie
 from rankloom.semantic.words import words
@@ -767,7 +768,7 @@ class Rankloom:
             size_I2=item_sizes(self.items),
         )
         if self.query_memory is not None:
-            self.query_memory.follow(searched_texts(self.items), self._alive, ids.prior)
+            self.query_memory.follow(searched_texts(self.items), self._alive, ids.prior, witness_groups(self.items))
         self._item_ids: list[str] = self.items["item_id"].to_list()
         self._titles: list[str] = self.items["title"].to_list()
         self._row_of = {item: row for row, item in enumerate(self._item_ids)}

@@ -10,7 +10,8 @@ history h it names items with an amount
 the relevance of the words, how often the item is taken, and what the person's history brings to mind (memory.py). The
 amounts add up over the trie as those of the behaviour memory do (`Guide`), in whose place they stand when somebody
 searches; how much they count is chosen on validation. A new item is in the index at once. Words are compared in every
-script (semantic/words.py); one that nothing knows is read as the known word one slip away (semantic/spelling.py).
+script (semantic/words.py); one that nothing knows is read as the known word one slip away (semantic/spelling.py), and a
+title that claims too much is not believed (semantic/stuffing.py).
 
 Shapes: I catalogue rows, V words, E entries, B requests, N named (request, item) pairs.
 """
@@ -30,6 +31,7 @@ from scipy import sparse
 from torch import Tensor
 
 from rankloom.semantic.spelling import Spelling
+from rankloom.semantic.stuffing import believed
 from rankloom.semantic.words import words
 
 K1: Final = 0.9
@@ -94,7 +96,8 @@ class QueryMemory:
         self.vocabulary = {word: number for number, word in enumerate(vocabulary)}
         self._text, self._asked, self._texts = text_IV, asked_IV, list(texts)
         self._spelling: Spelling | None = None
-        self.follow(self._texts, np.ones(len(self._texts), dtype=np.bool_), np.zeros(len(self._texts), np.float32))
+        n = len(self._texts)
+        self.follow(self._texts, np.ones(n, dtype=np.bool_), np.zeros(n, np.float32), np.full(n, -1, dtype=np.int64))
 
     @classmethod
     def fit(cls, texts: Sequence[str], takes: Iterable[tuple[int, str]]) -> QueryMemory:
@@ -114,12 +117,19 @@ class QueryMemory:
 
     # -- the catalogue ---------------------------------------------------------------------------------------------
 
-    def follow(self, texts: Sequence[str], alive_I: NDArray[np.bool_], count_I: NDArray[np.floating[Any]]) -> None:
+    def follow(
+        self,
+        texts: Sequence[str],
+        alive_I: NDArray[np.bool_],
+        count_I: NDArray[np.floating[Any]],
+        group_I: NDArray[np.int64],
+    ) -> None:
         """The index of these texts: new and changed ones are read, the others kept.
 
         Args:
             alive_I: rows that may be found.
             count_I: how often each was taken in training.
+            group_I: whose words bear out an item's own (semantic/stuffing.py), -1 for nobody's.
         """
         known = len(self._texts)
         changed = [row for row, text in enumerate(texts) if row >= known or text != self._texts[row]]
@@ -137,14 +147,17 @@ class QueryMemory:
             self._asked = _wide(self._asked, shape)
             self._texts = list(texts)
             self._spelling = None
-        self._weigh(alive_I)
+        self._weigh(alive_I, group_I)
         taken = np.asarray(count_I, dtype=np.float64)
         self._popularity = np.sqrt(1 + taken / max(float(taken.mean()) if len(taken) else 0.0, 1e-9)).astype(np.float32)
         self._kept: OrderedDict[str, Match] = OrderedDict()
 
-    def _weigh(self, alive_I: NDArray[np.bool_]) -> None:
-        """BM25 impacts of every entry by word, over the items that may be found."""
-        total = sparse.csr_matrix(sparse.diags_array(alive_I.astype(np.float32)) @ (self._text + self._asked))
+    def _weigh(self, alive_I: NDArray[np.bool_], group_I: NDArray[np.int64]) -> None:
+        """BM25 impacts of every entry by word, over the items that may be found and the words that are believed."""
+        present = sparse.diags_array(alive_I.astype(np.float32))
+        text = sparse.csr_matrix(present @ self._text)
+        text.eliminate_zeros()
+        total = sparse.csr_matrix(believed(text, np.where(alive_I, group_I, -1)) + present @ self._asked)
         total.eliminate_zeros()
         n = max(1, int(alive_I.sum()))
         length = np.asarray(self._text.sum(1)).ravel()

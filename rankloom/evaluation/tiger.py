@@ -6,7 +6,7 @@ dropout .1, relative positions in 32 buckets, cross-entropy of every code). Ever
 sample, as in the paper's sliding window. Two things differ, both in its favour or none: the IDs are the tokenizer's of the
 model it is compared with (items of one ID share its probability by their counts), and beams are searched in the trie, so none
 is lost to IDs that do not exist. The paper trains 200,000 steps of 256 (some 390 passes over Amazon Beauty); here training
-stops on validation, or after `max_epochs` passes.
+stops on validation, after `max_epochs` passes, or after `max_steps` steps.
 
 Shapes: B sequences, S encoder places, L codes of an ID, W beams, D width, H heads, E width of a head, K codes of a level.
 """
@@ -233,15 +233,16 @@ class Tiger:
         ids: semantic IDs in the rows of the log's catalogue.
         beam: IDs carried along, at least the length of the lists asked for.
         max_epochs: passes over the training samples at most; it stops `patience` validations after the best one.
+        max_steps: steps at most, whatever the passes.
     """
 
     name = "tiger"
 
     def __init__(
-        self, ids: SemanticIds, *, beam: int = 64, max_epochs: int = 30, patience: int = 4, batch: int = 256,
-        learning_rate: float = 1e-3, warmup: int = 200, quiet: bool = False, **sizes: Any,
+        self, ids: SemanticIds, *, beam: int = 64, max_epochs: int = 30, max_steps: int | None = None, patience: int = 4,
+        batch: int = 256, learning_rate: float = 1e-3, warmup: int = 200, quiet: bool = False, **sizes: Any,
     ) -> None:  # fmt: skip
-        self.ids, self.beam, self.max_epochs, self.patience = ids, beam, max_epochs, patience
+        self.ids, self.beam, self.max_epochs, self.max_steps, self.patience = ids, beam, max_epochs, max_steps, patience
         self.batch, self.learning_rate, self.warmup, self.quiet, self.sizes = batch, learning_rate, warmup, quiet, sizes
 
     def fit(self, sequences: Sequences, content: FloatArray | None, seed: int) -> None:
@@ -267,11 +268,14 @@ class Tiger:
                 optimiser, lambda step: min((step + 1) / self.warmup, 1.0, (hold / max(step, 1)) ** 0.5)
             )
             best, best_state, bad = -1.0, None, 0
-            steps = -(-len(rows) // self.batch)
-            with Progress("TIGER", steps * self.max_epochs, unit="steps", quiet=self.quiet) as progress:
-                for _ in range(self.max_epochs):
+            left = -(-len(rows) // self.batch) * self.max_epochs
+            left = left if self.max_steps is None else min(left, self.max_steps)
+            with Progress("TIGER", left, unit="steps", quiet=self.quiet) as progress:
+                while left:
                     self.net.train()
-                    for part in self._batches(sequences, rows, rng):
+                    batches = self._batches(sequences, rows, rng)[:left]
+                    left -= len(batches)
+                    for part in batches:
                         loss = self._loss(sequences, part)
                         optimiser.zero_grad()
                         torch.autograd.backward(loss)

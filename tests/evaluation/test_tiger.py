@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -86,3 +88,17 @@ def test_one_seed_is_one_result(trained: tuple[Tiger, np.ndarray]) -> None:
     again = Tiger(ids, batch=64, max_epochs=12, warmup=10, learning_rate=5e-3, quiet=True, **SMALL)
     again.fit(sequences, None, 0)
     assert np.array_equal(again.rank(sequences, sequences.cases(TEST), 5, mask_seen=True), trained[1])
+
+
+def test_steps_may_be_limited() -> None:
+    lists, ids = ring()
+    sequences = leave_one_out(lists, 12)
+    taken = []
+
+    class Counted(Tiger):
+        def _loss(self, *given: Any) -> torch.Tensor:
+            taken.append(1)
+            return super()._loss(*given)
+
+    Counted(ids, batch=64, max_epochs=12, max_steps=7, warmup=2, quiet=True, **SMALL).fit(sequences, None, 0)
+    assert len(taken) == 7
