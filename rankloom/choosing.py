@@ -168,7 +168,7 @@ def choose_refiner(
         # far from the held-out batches, every fifth from the first: a person's cases may lie in two that are neighbours
         if mask_seen and number % 5 == 2:
             also.append(ask(excluded=None))
-    return fit_refiner(examples, seed=rankloom.config.seed, also=also)
+    return fit_refiner(examples, seed=rankloom.config.seed, also=also, quiet=quiet)
 
 
 def choose_search(

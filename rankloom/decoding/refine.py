@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rankloom.decoding.refine_features import FEATURES, SEARCH_FEATURES
+from rankloom.progress import Progress, track
 
 _MEMBERS: Final = 4
 _HIDDEN: Final = 16
@@ -89,7 +91,7 @@ class RefineExamples:
 
 
 def fit_refiner(
-    examples: Sequence[RefineExamples], *, seed: int, also: Sequence[RefineExamples] = ()
+    examples: Sequence[RefineExamples], *, seed: int, also: Sequence[RefineExamples] = (), quiet: bool = True
 ) -> tuple[Refiner | None, dict[str, float]]:
     """The refiner that ranks held-out cases best, fitted again on all; None where none ranks them better than the joined
     scores do. The figures are NDCG@10 on the held-out fifth, before and after.
@@ -109,19 +111,21 @@ def fit_refiner(
     scale = (flat.mean(0), torch.where(spread > _CONSTANT, spread, 1.0))
     before = _ndcg(None, held)
     best, epochs = before, 0
-    for number, refiner in enumerate(_epochs(Refiner(*scale), learned, seed), start=1):
-        value = _ndcg(refiner, held)
-        if value > best:
-            best, epochs = value, number
-        elif number >= epochs + _PATIENCE:
-            break
+    with Progress("fitting the refiner", _EPOCHS, unit="epochs at most", quiet=quiet) as progress:
+        for number, refiner in enumerate(_epochs(Refiner(*scale), learned, seed), start=1):
+            value = _ndcg(refiner, held)
+            progress.advance(note=f"held-out N@10 {max(value, best):.4f}, joined {before:.4f}")
+            if value > best:
+                best, epochs = value, number
+            elif number >= epochs + _PATIENCE:
+                break
     figures = {"held-out ndcg@10, joined": before, "held-out ndcg@10, refined": best, "epochs": float(epochs)}
     if epochs == 0:
         return None, figures
     refiner = Refiner(*scale)
-    for number, _ in enumerate(_epochs(refiner, [*examples, *also], seed), start=1):
-        if number == epochs:
-            break
+    passes = islice(_epochs(refiner, [*examples, *also], seed), epochs)
+    for _ in track(range(epochs), "fitting it again on all", unit="epochs", quiet=quiet):
+        next(passes)
     return refiner.eval(), figures
 
 
