@@ -1,9 +1,9 @@
 """Query memory: the items whose words a query has, interpolated with the generator inside the trie.
 
 A generator that reads a query as a vector knows what it means and forgets what it says: a model number, a brand that
-came yesterday, the second of two words. The memory is an inverted index over the catalogue's text and over what people
-typed before they took an item (so that words nobody wrote into a title lead to it), scored by BM25. For a query q and a
-history h it names items with an amount
+came yesterday, the second of two words. The memory is an inverted index over the catalogue's text and over the words that
+people typed before they took an item whose text has not got them, scored by BM25. For a query q and a history h it names
+items with an amount
 
     memory(i | q, h) ~ exp(SHARPNESS * (bm25(q, i) / best - 1)) * sqrt(1 + n_i / mean n) * (1 + PERSONAL * behaviour(i | h))
 
@@ -157,7 +157,11 @@ class QueryMemory:
         present = sparse.diags_array(alive_I.astype(np.float32))
         text = sparse.csr_matrix(present @ self._text)
         text.eliminate_zeros()
-        total = sparse.csr_matrix(believed(text, np.where(alive_I, group_I, -1)) + present @ self._asked)
+        text = believed(text, np.where(alive_I, group_I, -1))
+        asked = sparse.csr_matrix(present @ self._asked)
+        # what an item says of itself needs no second telling: it would make the words of popular items weigh more
+        asked = asked - asked.multiply(text > 0)
+        total = sparse.csr_matrix(text + asked)
         total.eliminate_zeros()
         n = max(1, int(alive_I.sum()))
         length = np.asarray(self._text.sum(1)).ravel()
