@@ -29,6 +29,10 @@ NOWS: Final = (0.0, 0.15, 0.3)
 SHARES: Final = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 0.95)
 FEW_SHARES: Final = (0.0, 0.3, 0.6)
 """Of the selection, while the lift is chosen."""
+SEARCH_SHARES: Final = (0.3, 0.6, 0.8, 0.95)
+SEARCH_OWN_SHARES: Final = (0.0, 0.3, 0.6, 0.95)
+WORDS: Final = (0.0, 2.0, 6.0)
+"""For searches: shares of the query memory in the code and in the selection, and what having all words is worth."""
 REFINED: Final = 10_000
 """Cases that the refiner is fitted on, about."""
 FEW: Final = 50
@@ -74,7 +78,7 @@ def choose_weights(
     """
     config = rankloom.config
     remembers = rankloom.memory is not None or searches
-    shares = SHARES if remembers else (0.0,)
+    shares = SEARCH_SHARES if searches else SHARES if remembers else (0.0,)
     if rankloom.memory is not None and config.memory.share is not None and not searches:
         shares = (config.memory.share,)
     mixes = MIXES if config.selection.enabled else (1.0,)
@@ -93,6 +97,9 @@ def choose_weights(
             for mix in mixes
             for own in (owns if mix < 1 and remembers else (0.0,))
         ]
+
+    def with_words(tried: list[Weights]) -> list[Weights]:
+        return [replace(own, words=words) for own in tried for words in WORDS] if searches else tried
 
     cases, unasked = questions(
         rankloom, sequences, searches=searches, max_per_user=1, max_users=min(limit, 2000)
@@ -124,10 +131,11 @@ def choose_weights(
         tried = [replace(w, now=now) for w in grid(shares[:3], lifts, FEW_SHARES) for now in NOWS]
         chosen = tried[int(tell(tried, "choosing the lift on validation").argmax())]
         lifts, nows = (chosen.lift,), (chosen.now,)
-    tried = [replace(w, now=now) for w in grid(shares, lifts, SHARES) for now in nows]
+    owns = SEARCH_OWN_SHARES if searches else SHARES
+    tried = with_words([replace(w, now=now) for w in grid(shares, lifts, owns) for now in nows])
     mean = tell(tried, f"choosing weights{' of searches' if searches else ''} on validation")
     best = tried[int(mean.argmax())]
-    alone = np.flatnonzero([weights.mix == 1 for weights in tried])
+    alone = np.flatnonzero([weights.mix == 1 and weights.words == 0 for weights in tried])
     generator = tried[int(alone[mean[alone].argmax()])] if len(alone) else replace(best, mix=1.0)
     return best, generator, figures
 
@@ -195,9 +203,8 @@ def choose_search(
 
 
 def _label(weights: Weights) -> str:
-    return " ".join(
-        f"{v:g}" for v in (weights.mix, weights.memory, weights.selection_memory, weights.lift, weights.now)
-    )
+    parts = [weights.mix, weights.memory, weights.selection_memory, weights.lift, weights.now]
+    return " ".join(f"{part:g}" for part in [*parts, *([weights.words] if weights.words else [])])
 
 
 def describe_weights(weights: Weights, *, searches: bool = False) -> str:
@@ -221,6 +228,8 @@ def describe_weights(weights: Weights, *, searches: bool = False) -> str:
         parts.append(
             f"shifted to what is taken now (strength {weights.lift:g} in the generator, {weights.now:g} in the order)"
         )
+    if weights.words:
+        parts.append(f"having all words is worth {weights.words:g} nats")
     if weights.refine:
         parts.append("a refiner has the last word")
     return "; ".join(parts)

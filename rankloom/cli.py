@@ -327,12 +327,18 @@ def search(
     user: Annotated[str | None, typer.Option("--user", help="Who.")] = None,
     k: K = 10,
     filter: FilterOption = None,
+    sort: Annotated[
+        str | None, typer.Option("--sort", help="price, -price, newest, or another column, instead of the best first.")
+    ] = None,
+    facets: Annotated[list[str] | None, typer.Option("--facet", help="Count the values of a column among the matches.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """The same model with words in its context."""
     from rankloom.recommender import Rankloom
 
-    _print(Rankloom.from_pretrained(model).search(words, user=user, k=k, filter=filter, explain=True), as_json)
+    own = Rankloom.from_pretrained(model)
+    found = own.search(words, user=user, k=k, filter=filter, explain=True, sort=sort, facets=facets or ())
+    _print(found, as_json)
 
 
 @app.command(epilog="Example: rankloom serve model --port 8080")
@@ -540,6 +546,10 @@ def _print(reply: Any, as_json: bool, *, stranger: bool = False) -> None:
         print(f"{place:>3}. {item.title}  [{item.item_id}]  SID {codes}  {item.score:.2f}")
         for reason in item.reasons:
             print(f"       {reason}")
+    for name, values in reply.facets.items():
+        print(f"{name}: {', '.join(f'{value} ({n:,})' for value, n in values) or 'nothing'}")
+    if reply.no_match:
+        print("the catalogue has no word of this search: the list is by meaning and history")
     if reply.degraded:
         print(f"degraded: {reply.degraded_reason}")
 

@@ -27,6 +27,8 @@ from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
 from rankloom import model_folder
+from rankloom.browsing import SORTED_FROM, matching, sort_values
+from rankloom.browsing import facets as facets_of
 from rankloom.building import build_model, created_seconds, watched
 from rankloom.config import Config
 from rankloom.data import schema
@@ -38,7 +40,15 @@ from rankloom.decoding.memory import BehaviourMemory, Guide, in_history, latest_
 from rankloom.decoding.query_evidence import query_evidence
 from rankloom.decoding.query_memory import Match, QueryMemory, searched_texts
 from rankloom.decoding.refine import RefineExamples, Refiner
-from rankloom.decoding.refine_features import PLACES, ItemFacts, RefineInput, features, item_groups, item_sizes
+from rankloom.decoding.refine_features import (
+    PLACES,
+    ItemFacts,
+    QueryEvidence,
+    RefineInput,
+    features,
+    item_groups,
+    item_sizes,
+)
 from rankloom.decoding.select import Candidates, Weights, expand, leaf_log_share, mix_scores, top_k, with_memory
 from rankloom.decoding.trace import BeamTrace, trace_of
 from rankloom.errors import RankloomError
@@ -73,7 +83,7 @@ class Choices:
     refiner: Refiner | None = None
 
 
-UNTRIED_SEARCH: Final = Choices(Weights(mix=1.0, memory=0.9), Weights(mix=1.0, memory=0.9))
+UNTRIED_SEARCH: Final = Choices(Weights(mix=1.0, memory=0.9, words=4.0), Weights(mix=1.0, memory=0.9))
 """For a shop whose log has no searches to choose on: the words decide most."""
 
 
@@ -87,6 +97,7 @@ class _Generated:
     select_BC: Tensor | None
     guide: Guide | None
     now_BC: Tensor | None
+    query: QueryEvidence | None
     given: RefineInput | None
 
 
@@ -314,6 +325,8 @@ class Rankloom:
         beam: int | None = None,
         seen: SeenPolicy = "auto",
         at: datetime | None = None,
+        sort: str | None = None,
+        facets: Sequence[str] = (),
     ) -> Recommendation:
         """What to show one person next, best first.
 
@@ -327,13 +340,17 @@ class Rankloom:
             seen: whether items of the history may be shown; `auto` does what the training log did.
             at: the moment of the request, for the age of the items; the newest one the model has heard of (the end of its
                 log, or the last event of the history) where it is left out.
+            sort: order the matches of a search by a column of numbers or dates instead, `price`, `-price`, `newest`, ...
+            facets: columns of names whose values among the matches of a search are counted, `brand`, `category`, ...
 
         Raises:
             RankloomError: a bad filter, an unknown surface or policy, a k or beam that is no positive whole number. Items
                 that the catalogue does not know are passed over in `history` and `exclude`: catalogues change.
         """
         events = None if history is None else tuple(HistoryEvent(h) if isinstance(h, str) else h for h in history)
-        request = Request(user, events, k, filter, tuple(exclude), query, surface, explain, beam, seen, at)
+        request = Request(
+            user, events, k, filter, tuple(exclude), query, surface, explain, beam, seen, at, sort, tuple(facets)
+        )
         return self.recommend_batch([request])[0]
 
     def search(self, text: str, **options: Any) -> Recommendation:
@@ -380,8 +397,10 @@ class Rankloom:
             masked = self.mask_seen if request.seen == "auto" else request.seen == "mask"
             own = {*(rows if masked else []), *self._known_rows(request.exclude)}
             excluded.append(torch.tensor(sorted(own), dtype=torch.long))
-        width = max((request.k for request in requests), default=1)
-        beams_asked = [max(request.beam or self.config.decoding.beam, request.k) for request in requests]
+        orders = [None if request.sort is None else sort_values(self.items, request.sort) for request in requests]
+        widths = [max(request.k, SORTED_FROM) if request.sort else request.k for request in requests]
+        width = max(widths, default=1)
+        beams_asked = [max(request.beam or self.config.decoding.beam, own) for request, own in zip(requests, widths, strict=True)]
         prepared = time.perf_counter()
         surface = torch.tensor([schema.SURFACE_CODE.get(request.surface, 0) for request in requests])
         users = torch.tensor([self._history_row.get(r.user or "", -1) for r in requests])
@@ -402,8 +421,15 @@ class Rankloom:
         decoded = time.perf_counter()
         replies: list[tuple[Recommendation, BeamTrace | None]] = []
         for number, request in enumerate(requests):
-            rows = [int(row) for row in ranking.item_BK[number][: request.k].tolist() if row >= 0]
-            scores = ranking.score_BK[number].tolist()
+            rows = [int(row) for row in ranking.item_BK[number][: widths[number]].tolist() if row >= 0]
+            score_of = dict(zip(rows, ranking.score_BK[number].tolist(), strict=False))
+            match = None
+            if self.query_memory is not None and table.query[stop[number]] >= 0:
+                match = self.query_memory.match(str(request.query))
+            order = orders[number]
+            if order is not None:
+                rows = _in_order(rows, order, None if match is None else matching(match))
+            rows = rows[: request.k]
             reasons = self._reasons_for(rows, seen_rows[number], request) if request.explain else [[] for _ in rows]
             degraded = None
             if len(rows) < request.k:
@@ -411,13 +437,15 @@ class Rankloom:
                 left = int(allowed.allowed_I.sum()) if allowed is not None else 0
                 degraded = (
                     f"{len(rows)} of {request.k}: {left} items pass the filter, {len(excluded[number])} are excluded"
+                    if order is None
+                    else f"{len(rows)} of {request.k}: no more matches of the search to sort"
                 )
             answer = Recommendation(
                 items=[
                     RecommendedItem(
                         item_id=self._item_ids[row],
                         title=self._titles[row],
-                        score=float(scores[place]),
+                        score=float(score_of[row]),
                         sid=tuple(int(code) for code in self.semantic_ids.codes[row]),
                         reasons=reasons[place],
                     )
@@ -426,6 +454,8 @@ class Rankloom:
                 model_version=self.model_version,
                 degraded=degraded is not None,
                 degraded_reason=degraded,
+                facets=self._facets(request, match, filters[number], excluded[number]),
+                no_match=match is not None and not len(match.row),
                 timing_ms={
                     "prepare": round((prepared - started) * 1e3, 3),
                     "generate": round((decoded - prepared) * 1e3, 3),
@@ -486,6 +516,17 @@ class Rankloom:
         items, best, _ = top_k(generated.candidates, scores, k)
         return Ranking(items, best, generated.candidates.log_prob_BC), generated.beams, generated.candidates
 
+    def _facets(
+        self, request: Request, match: Match | None, passing: NodeCounts | None, excluded: Tensor
+    ) -> dict[str, list[tuple[str, int]]]:
+        """Of the matches that the request may show."""
+        if not request.facets:
+            return {}
+        rows = np.zeros(0, dtype=np.int64) if match is None else matching(match)
+        allowed = (self._index.unfiltered if passing is None else passing).allowed_I.numpy()
+        rows = rows[allowed[rows] & ~np.isin(rows, excluded.numpy())]
+        return facets_of(self.items, rows.tolist(), request.facets)
+
     def are_searches(self, table: FeatureTable, queries_at: Tensor | None) -> bool:
         """Whether every request of a batch asks for something and the model has a query memory to answer from."""
         if self.query_memory is None or queries_at is None or not len(queries_at) or not table.queries:
@@ -544,6 +585,8 @@ class Rankloom:
                 score = weights.mix * log_prob + (1 - weights.mix) * selections[share]
             if generated.now_BC is not None and weights.now:
                 score = score + weights.now * generated.now_BC
+            if generated.query is not None and weights.words:
+                score = score + weights.words * generated.query.coverage_BC
             score = score.masked_fill(padding, float("-inf"))
             mine = score.gather(1, column[:, None])
             # ties keep the generator's order
@@ -613,27 +656,26 @@ class Rankloom:
         now = None
         if self._lifts is not None and when is not None:
             now = self._lifts.log_now(when, candidates.item_BC)
-        given = None
+        query = given = None
+        if matches is not None and queries_at is not None:
+            asked = table.query_vectors[table.query[queries_at]]
+            query = query_evidence(candidates.item_BC, matches, recalled, asked, self._facts.unit_ID)
         if select is not None:
             given = self._refine_input(candidates, select, guide, now, table, begin, stop, when, surface)
-            if matches is not None and queries_at is not None:
-                given.query = query_evidence(
-                    candidates.item_BC,
-                    matches,
-                    recalled,
-                    table.query_vectors[table.query[queries_at]],
-                    self._facts.unit_ID,
-                )
+            given.query = query
         refiner = self.refiner if matches is None else self.search_choices.refiner
-        return _Generated(refiner, beams, candidates, select, guide, now, given)
+        return _Generated(refiner, beams, candidates, select, guide, now, query, given)
 
     def _scores(self, generated: _Generated, weights: Weights) -> Tensor:
         """(B, C) final scores of the generated items."""
         candidates, select = generated.candidates, generated.select_BC
         if select is not None and generated.guide is not None and weights.selection_memory > 0:
             select = with_memory(select, candidates.item_BC, generated.guide, weights.selection_memory)
-        now = None if generated.now_BC is None or not weights.now else weights.now * generated.now_BC
-        scores = mix_scores(candidates.log_prob_BC, select if weights.mix < 1 else None, weights.mix, now)
+        bonus = None if generated.now_BC is None or not weights.now else weights.now * generated.now_BC
+        if generated.query is not None and weights.words:
+            words_BC = weights.words * generated.query.coverage_BC
+            bonus = words_BC if bonus is None else bonus + words_BC
+        scores = mix_scores(candidates.log_prob_BC, select if weights.mix < 1 else None, weights.mix, bonus)
         if generated.refiner is not None and weights.refine and generated.given is not None:
             scores = scores + weights.refine * generated.refiner(features(generated.given, self._facts))
         return scores
@@ -860,6 +902,12 @@ class Rankloom:
             vector = self.tokenizer.embed_texts([request.query])[0]
             return self._reasons.of_search(rows, request.query, vector, self.query_memory)
         return self._reasons.of_history(rows, seen)
+
+
+def _in_order(rows: list[int], value_I: NDArray[np.float64], among: NDArray[np.int64] | None) -> list[int]:
+    """The rows by ascending value, equal ones as they were; where some are `among` the matches, these alone."""
+    kept = rows if among is None else [row for row, found in zip(rows, np.isin(rows, among), strict=True) if found]
+    return sorted(kept or rows, key=lambda row: float(value_I[row]))
 
 
 def empty_histories() -> pl.DataFrame:

@@ -50,6 +50,8 @@ class Request:
     beam: int | None = None
     seen: SeenPolicy = "auto"
     at: datetime | None = None
+    sort: str | None = None
+    facets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,17 +68,25 @@ class RecommendedItem:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The reply to one request. `degraded` says that fewer or other items than asked for came, and why."""
+    """The reply to one request. `degraded` says that fewer or other items than asked for came, and why.
+
+    Attributes:
+        facets: of each column asked for, the values among the items that match the search, with how many have them.
+        no_match: a search of whose words the catalogue has none; the list is by meaning and history.
+    """
 
     items: list[RecommendedItem]
     model_version: str
     degraded: bool = False
     degraded_reason: str | None = None
     timing_ms: dict[str, float] = field(default_factory=dict)
+    facets: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    no_match: bool = False
 
 
 def check_request(request: Request) -> None:
-    """Raises RankloomError for a k or beam below 1, a query without words, an unknown surface or policy for seen items."""
+    """Raises RankloomError for a k or beam below 1, a query without words, sorting or facets without a query, an unknown
+    surface or policy for seen items."""
     if not isinstance(request.k, int) or request.k < 1:
         raise RankloomError(f"k is {request.k!r}", place="k", action="ask for at least one item", code="k-range")
     if request.beam is not None and (not isinstance(request.beam, int) or request.beam < 1):
@@ -94,6 +104,11 @@ def check_request(request: Request) -> None:
         raise RankloomError(
             "a search needs a query", place="query", action="give the words to search for", code="query-missing"
         )
+    for name, given in (("sort", request.sort), ("facets", request.facets)):
+        if given and request.query is None:
+            raise RankloomError(
+                f"{name} is for searches", place=name, action="send a query too, or leave it out", code="search-only"
+            )
     if request.seen not in get_args(SeenPolicy):
         raise RankloomError(
             f"no policy {request.seen!r} for seen items",

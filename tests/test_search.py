@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from rankloom.config import Config
 from rankloom.data.sequences import VALID, load_sequences
 from rankloom.data.shop import Shop
 from rankloom.decoding.refine_features import FEATURES, SEARCH_FEATURES
+from rankloom.decoding.select import Weights
+from rankloom.errors import RankloomError
 from rankloom.pipeline import feature_table, query_memory_of, train
-from rankloom.recommender import UNTRIED_SEARCH, Choices, Rankloom
-from rankloom.requests import Request
+from rankloom.recommender import UNTRIED_SEARCH, Rankloom
+from rankloom.requests import Recommendation, Request
 from rankloom.semantic.words import words
 
 
@@ -135,7 +138,7 @@ def test_without_a_query_memory_a_query_is_context_and_nothing_else(
     train(bazaar.path, tmp_path / "model", config, quiet=True)
     own = Rankloom.from_pretrained(tmp_path / "model")
     assert own.query_memory is None
-    assert own.search_choices == Choices(*[UNTRIED_SEARCH.weights] * 2)
+    assert own.search_choices == UNTRIED_SEARCH
     assert own.search("tea", k=5).items
 
 
@@ -147,3 +150,84 @@ def test_the_index_is_of_training_alone(bazaar: Shop, tiny_config: Config) -> No
     sequences.query[later] = -1
     after = query_memory_of(sequences, items)
     assert (before._asked != after._asked).nnz == 0
+
+
+def dear(model: Rankloom) -> Rankloom:
+    """The same with a family of items of known prices, dates and brands."""
+    day = datetime(2026, 3, 1, tzinfo=UTC)
+    model.add_items(
+        pl.DataFrame(
+            {
+                "item_id": [f"lamp-{n}" for n in range(6)],
+                "title": ["quuxlamp desk", "quuxlamp desk", "quuxlamp", "quuxlamp desk", "quuxlamp desk", "desk"],
+                "price_micros": [3_000_000, 1_000_000, 500_000, 2_000_000, None, 1],
+                "brand": ["A", "B", "A", "A", None, "C"],
+                "category": [["Home", "Lamps"]] * 5 + [["Home", "Desks"]],
+                "created_at": [day + timedelta(days=n) for n in (3, 1, 2, 9, 5, 7)],
+            },
+            schema_overrides={"created_at": model.items.schema["created_at"]},
+        )
+    )
+    return model
+
+
+def ids(reply: Recommendation) -> list[str]:
+    return [item.item_id for item in reply.items]
+
+
+def test_matches_can_be_sorted_and_only_matches_are(model: Rankloom) -> None:
+    own = dear(model)
+    assert ids(own.search("quuxlamp", k=5, sort="price")) == ["lamp-2", "lamp-1", "lamp-3", "lamp-0", "lamp-4"]
+    assert ids(own.search("quuxlamp", k=3, sort="-price")) == ["lamp-0", "lamp-3", "lamp-1"]
+    assert ids(own.search("quuxlamp", k=2, sort="newest")) == ["lamp-3", "lamp-4"]
+    assert ids(own.search("quuxlamp", k=2, sort="newest", filter="brand == 'A'")) == ["lamp-3", "lamp-0"]
+    few = own.search("quuxlamp", k=50, sort="price")
+    assert set(ids(few)) == {f"lamp-{n}" for n in range(5)}
+    assert few.degraded
+    assert few.degraded_reason == "5 of 50: no more matches of the search to sort"
+
+
+def test_facets_count_the_matches_that_may_be_shown(model: Rankloom) -> None:
+    own = dear(model)
+    found = own.search("quuxlamp", k=1, facets=["brand", "category"]).facets
+    assert found == {"brand": [("A", 3), ("B", 1)], "category": [("Home", 5), ("Lamps", 5)]}
+    some = own.search("quuxlamp", k=1, facets=["brand"], filter="price > 1", exclude=["lamp-0"]).facets
+    assert some == {"brand": [("A", 1)]}
+    assert own.search("qqqqzzzz", k=1, facets=["brand"]).facets == {"brand": []}
+
+
+def test_what_cannot_be_sorted_or_counted_is_said(model: Rankloom) -> None:
+    with pytest.raises(RankloomError, match="sorted by 'prize'") as sorting:
+        model.search("tea", sort="prize")
+    assert sorting.value.code == "sort-field"
+    assert sorting.value.action == "did you mean 'price'?"
+    with pytest.raises(RankloomError, match="no facets of 'title'") as counting:
+        model.search("tea", facets=["title"])
+    assert counting.value.code == "facet-field"
+    for option in ({"sort": "price"}, {"facets": ["brand"]}):
+        with pytest.raises(RankloomError) as without:
+            model.recommend(model.users[0], **option)
+        assert without.value.code == "search-only"
+
+
+def test_a_search_that_nothing_matches_says_so(model: Rankloom) -> None:
+    word, _ = rare_word(model)
+    assert model.search("qqqqzzzz", k=2).no_match
+    assert not model.search(word, k=2).no_match
+    assert not model.recommend(model.users[0], k=2).no_match
+
+
+def test_weights_of_searches_are_judged_by_the_lists_they_serve(bazaar: Shop, model: Rankloom) -> None:
+    sequences = load_sequences(bazaar, model.config.data)
+    table = feature_table(sequences, model.tokenizer, bazaar)
+    cases, _ = questions(model, sequences, searches=True, max_per_user=1, max_users=60)
+    row, user = torch.from_numpy(cases.row), torch.from_numpy(cases.user).long()
+    start, target = torch.from_numpy(sequences.offsets)[user], torch.from_numpy(cases.target).long()
+    grid = [Weights(1.0, 0.9), Weights(1.0, 0.9, words=6.0), Weights(0.3, 0.6, 0.3, words=2.0), Weights(0.0, 0.3)]
+    asked = {"user": user, "surface": table.surface[row]}
+    fast = model.ndcg_of_weights(table, start, row, target, grid, **asked)
+    gain = 1 / torch.log2(torch.arange(10) + 2.0)
+    for weights, value in zip(grid, fast, strict=True):
+        ranking, _, _ = model.rank(table, start, row, k=10, search_weights=weights, queries_at=row, **asked)
+        assert value == pytest.approx(float(((ranking.item_BK == target[:, None]) * gain).sum()), abs=1e-3)
+    assert fast.max() > 0

@@ -32,6 +32,7 @@ class Weights:
         lift: strength of the shift from the training period's exposure to that of the moment, 0 is none.
         now: weight of the log of how often an item is taken at that moment, beside the two scores.
         refine: 1 where the refiner has the last word, 0 where it has none.
+        words: what an item that has all words of a search gains beside the two scores, in nats; less for a part of them.
     """
 
     mix: float = 0.5
@@ -40,6 +41,7 @@ class Weights:
     lift: float = 0.0
     now: float = 0.0
     refine: float = 0.0
+    words: float = 0.0
 
 
 @dataclass

@@ -61,6 +61,10 @@ class Ask(Body):
     filter: str | None = Field(default=None, max_length=4000)
     exclude: list[Annotated[str, Field(max_length=200)]] = Field(default=[], max_length=1000)
     explain: bool = False
+    sort: str | None = Field(default=None, max_length=100)
+    """Searches: order the matches by a column of numbers or dates: `price`, `-price`, `newest`, ..."""
+    facets: list[Annotated[str, Field(max_length=100)]] = Field(default=[], max_length=10)
+    """Searches: columns whose values among the matches are counted."""
     cursor: str | None = Field(default=None, max_length=20_000)
     """`next_cursor` of the page before: the same question again, without what was shown."""
 
@@ -81,6 +85,13 @@ class ReplyItem(BaseModel):
     """Why it is in the list: `personal`, `new-visitor`, `search`, `popular` (fallback), `exploration`, `fresh`."""
 
 
+class Facet(BaseModel):
+    """A value of a column, and how many of the search's matches have it."""
+
+    value: str
+    count: int
+
+
 class Reply(BaseModel):
     """What recommend and search answer."""
 
@@ -93,6 +104,7 @@ class Reply(BaseModel):
     degraded: bool
     degraded_cause: str | None
     degraded_reason: str | None
+    facets: dict[str, list[Facet]]
     timing_ms: dict[str, float]
 
 

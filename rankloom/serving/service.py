@@ -215,7 +215,8 @@ class Service:
         allowed[rows] = False
         request = Request(
             user=user, history=tuple(history), k=question.pool, filter=rule, exclude=tuple(snapshot.ids[row] for row in set(rows)),
-            query=ask.words, surface="search" if question.search else "feed", explain=ask.explain, seen=policy,
+            query=ask.words, surface="search" if question.search else "feed", explain=ask.explain, seen=policy, sort=ask.sort,
+            facets=tuple(ask.facets),
         )  # fmt: skip
         cause = "state-unavailable" if person is None and ask.history is None else None
         return Prepared(question, snapshot, request, allowed, bool(history), cause)
@@ -266,12 +267,17 @@ class Service:
         else:
             shown, tried = self._guard(own, self._generated(own, reply))
             invalid = tried > 0
-            shown = self._arranged(own, shown)[: question.ask.k]
+            if question.ask.sort is None:
+                shown = self._arranged(own, shown)
+            shown = shown[: question.ask.k]
+            if reply.no_match:
+                cause = cause or "no-match"
         outcome = Outcome(
             error=isinstance(reply, Exception), empty=not shown and bool(own.allowed.any()), invalid=invalid, seconds=seconds,
             items=tuple(snapshot.ids[s.row] for s in shown),
         )  # fmt: skip
-        missing = question.ask.k - len(shown)
+        # what fills a list would not be in the order that was asked for
+        missing = 0 if question.ask.sort is not None else question.ask.k - len(shown)
         if missing > 0:
             filled = self._fallback(own, {s.row for s in shown}, missing)
             if filled:
@@ -387,6 +393,10 @@ class Service:
             "degraded": cause is not None,
             "degraded_cause": cause,
             "degraded_reason": reason,
+            "facets": {
+                name: [{"value": value, "count": n} for value, n in values]
+                for name, values in (reply.facets if isinstance(reply, Recommendation) else {}).items()
+            },
             "timing_ms": dict(reply.timing_ms) if isinstance(reply, Recommendation) else {},
         }  # fmt: skip
 
@@ -416,6 +426,7 @@ class Service:
 
 
 _SENTENCES: Final = {
+    "no-match": "the catalogue has no word of this search; the list is by meaning and history",
     "model-error": "the model failed; these are popular items under the same rules",
     "state-unavailable": "the state store does not answer: nobody's history is used, since they may have asked to be forgotten",
 }

@@ -453,3 +453,27 @@ def test_requests_that_the_contract_allows_get_replies_that_it_allows(model_path
     count, wrong = load("serving_fuzz").schemathesis_runs(model_path, 3)
     assert count >= 40
     assert not wrong, wrong[:3]
+
+
+def test_searches_can_be_sorted_and_counted_over_http(client: TestClient, model: Rankloom) -> None:
+    items = [
+        {"item_id": f"lamp-{n}", "title": "quuxlamp", "brand": brand, "price_micros": price}
+        for n, (brand, price) in enumerate([("A", 300), ("B", 100), ("A", 200)])
+    ]
+    assert client.put("/v1/items", json={"items": items}).status_code == 200
+    body = {"query": "quuxlamp", "sort": "price", "facets": ["brand"], "k": 10}
+    reply = client.post("/v1/search", json=body).json()
+    assert [item["item_id"] for item in reply["items"]] == ["lamp-1", "lamp-2", "lamp-0"]
+    assert reply["facets"] == {"brand": [{"value": "A", "count": 2}, {"value": "B", "count": 1}]}
+    assert reply["degraded_cause"] == "fewer-items"
+    first = client.post("/v1/search", json={**body, "k": 2}).json()
+    second = client.post("/v1/search", json={**body, "k": 2, "cursor": first["next_cursor"]}).json()
+    assert [item["item_id"] for item in second["items"]] == ["lamp-0"]
+    unknown = client.post("/v1/search", json={"query": "qqqqzzzz", "k": 2}).json()
+    assert unknown["degraded_cause"] == "no-match"
+    assert len(unknown["items"]) == 2
+    for wrong, code in (({"sort": "prize"}, "sort-field"), ({"facets": ["title"]}, "facet-field")):
+        refused = client.post("/v1/search", json={"query": "tea", **wrong})
+        assert (refused.status_code, refused.json()["code"]) == (400, code)
+    refused = client.post("/v1/recommend", json={"sort": "price"})
+    assert (refused.status_code, refused.json()["code"]) == (400, "search-only")
