@@ -149,7 +149,7 @@ def invalid(preset: str, kind: str, wanted: int, beam: int, seed: int) -> dict[s
     alive = rng.random(N_ITEMS) < (0.6 if kind == "removed items" else 1.1)
     trie = Trie.build(codes.numpy(), CODES[preset], rows=np.flatnonzero(alive))
     index = MaskIndex(trie, N_ITEMS)
-    share = leaf_log_share(trie.item_start, trie.leaf_items, torch.ones(N_ITEMS))
+    share = leaf_log_share(trie, torch.ones(N_ITEMS))
     batch = BATCH[preset]
     generated = requests = wrong = missing = wrong_items = 0
     progress = Progress(f"{preset}, {kind}", wanted, unit="IDs")
@@ -175,7 +175,7 @@ def invalid(preset: str, kind: str, wanted: int, beam: int, seed: int) -> dict[s
             guide = Guide(index, recalled, share=0.5)
         result = beam_search(model, prefix, trie, beam=beams, masks=masks, guide=guide)
         expanded = expand(
-            result.leaf_BW, result.log_prob_BW, item_start=trie.item_start, leaf_items=trie.leaf_items,
+            result.leaf_BW, result.log_prob_BW, trie=trie,
             log_share=share, allowed=masks.allowed_items(), excluded=excluded, guide=guide,
         )  # fmt: skip
         before = generated

@@ -175,7 +175,7 @@ def answer(
         inside = sum(watch.ms.values()) - before
         watch.ms["rest of the search"] += (time.process_time() - begun) * 1e3 - inside
     candidates = watch.of("expand", expand)(
-        beams.leaf_BW, beams.log_prob_BW, item_start=trie.item_start, leaf_items=trie.leaf_items, log_share=log_share,
+        beams.leaf_BW, beams.log_prob_BW, trie=trie, log_share=log_share,
         allowed=masks.allowed_items(), excluded=excluded, guide=guide,
     )  # fmt: skip
     _, state, _ = watch.of("select", model.start)(prefix)
@@ -206,7 +206,7 @@ def lazy(repeats: int, seed: int) -> dict[str, Any]:
         torch.from_numpy(rng.integers(0, 99, (N_ITEMS, 5))), torch.randn(N_ITEMS, 2),
     )  # fmt: skip
     refiner = Refiner(torch.zeros(len(FEATURES)), torch.ones(len(FEATURES))).eval()
-    log_share = leaf_log_share(trie.item_start, trie.leaf_items, torch.ones(N_ITEMS))
+    log_share = leaf_log_share(trie, torch.ones(N_ITEMS))
     rate = rates()
     search = median_ms(lambda: beam_search(model, model.prefill(batch), trie, beam=BEAM, masks=masks), repeats)
     answer(model, batch, index, facts, refiner, log_share, Stopwatch())

@@ -641,8 +641,7 @@ class Rankloom:
         candidates = expand(
             beams.leaf_BW,
             beams.log_prob_BW,
-            item_start=self._trie.item_start,
-            leaf_items=self._trie.leaf_items,
+            trie=self._trie,
             log_share=self._log_share,
             allowed=masks.allowed_items(),
             excluded=excluded,
@@ -791,7 +790,7 @@ class Rankloom:
         )
         self._trie = Trie.build(ids.codes, ids.codebook_sizes, ids.prior, rows=np.flatnonzero(self._alive))
         self._index = MaskIndex(self._trie, len(ids.codes))
-        self._log_share = leaf_log_share(self._trie.item_start, self._trie.leaf_items, torch.from_numpy(ids.prior))
+        self._log_share = leaf_log_share(self._trie, torch.from_numpy(ids.prior))
         self._lifts: LiftTables | None = None
         if self.exposure is not None:
             self._lifts = LiftTables(

@@ -1,8 +1,8 @@
 """Exact constrained beam search over semantic IDs.
 
 * the context is computed once per request and never copied per beam; each beam owns only the K/V of its few codes;
-* only legal children are ever looked at: they are gathered from the trie as ragged lists, scored, and the best `beam` of
-  each request survive (one sort over all pairs of a batch); there is no codebook-wide top-k and no illegal candidate;
+* only children that the trie has are ever looked at: they come as one flat list (children.py), are scored, and the best
+  legal `beam` of each request survive; there is no codebook-wide top-k;
 * filter and exclusions are part of legality (masks.py), so a beam never ends in nothing;
 * the score of a SID is the sum over levels of log-softmax over the whole codebook (`normalise="codebook"`) or over the
   children that the unfiltered trie has (`"trie"`);
@@ -10,23 +10,31 @@
 
 With a beam as wide as the catalogue this is brute force, which is how it is tested.
 
-Shapes: B requests, W beams, L levels, P legal (request, beam, child) triples of a level.
+Shapes: B requests, W beams, L levels, K codes, N living (request, beam) pairs, C children of them, P kept ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from rankloom.decoding.children import Children, Indices
 from rankloom.decoding.exposure import Lift
 from rankloom.decoding.masks import RequestMasks
 from rankloom.decoding.memory import Guide
 from rankloom.decoding.protocol import Generator
+from rankloom.semantic.offsets import Integers
 from rankloom.semantic.trie import Trie
+
+Scores = NDArray[np.float32]
+_BLOCK: Final = 16
+"""Children whose best stands for them when a long list is cut."""
 
 
 @dataclass
@@ -56,6 +64,29 @@ class BeamResult:
     levels: list[LevelTrace] = field(default_factory=list)
 
 
+@dataclass
+class _Scored:
+    """The children of a level's beams with their codes, cumulative scores, and which are legal (None: all)."""
+
+    children: Children
+    code_C: Integers
+    score_C: Scores
+    legal_C: NDArray[np.bool_] | None
+
+
+@dataclass
+class _Kept:
+    """The beams of the next level, a request's best first: where they come from and what they are."""
+
+    request_P: Indices
+    column_P: Indices
+    parent_P: Indices
+    node_P: Indices
+    code_P: Integers
+    score_P: Scores
+    width: int
+
+
 @torch.no_grad()
 def beam_search(
     model: Generator,
@@ -79,109 +110,146 @@ def beam_search(
         lift: how today's exposure differs from the training period's (exposure.py); each code is normalised again.
     """
     batch = len(masks.which_B)
-    beam_B = torch.tensor([beam] * batch if isinstance(beam, int) else list(beam), dtype=torch.long)
+    beam_B = np.array([beam] * batch if isinstance(beam, int) else list(beam), dtype=np.int64)
     if len(beam_B) != batch:
         raise ValueError(f"{len(beam_B)} beam widths for {batch} requests")
     if batch and int(beam_B.min()) < 1:
         raise ValueError(f"beam must be at least 1, got {int(beam_B.min())}")
-    node_BW = torch.zeros(batch, 1, dtype=torch.long)
-    score_BW = torch.zeros(batch, 1)
-    codes_BWL = torch.zeros(batch, 1, 0, dtype=torch.long)
+    node_BW = np.zeros((batch, 1), dtype=np.int64)
+    score_BW = np.zeros((batch, 1), dtype=np.float32)
+    codes_BWL = np.zeros((batch, 1, 0), dtype=np.int64)
+    every_B1 = np.arange(batch)[:, None]
     cache: Any = None
     levels: list[LevelTrace] = []
     for level in range(trie.n_levels):
-        chosen = None if level == 0 else codes_BWL[:, :, -1].clamp_min(0)
+        chosen = None if level == 0 else torch.from_numpy(codes_BWL[:, :, -1].clip(0))
         logits, cache = model.step(prefix, level, chosen, cache)
         log_probs = logits.float()
         if normalise == "codebook":
             log_probs = torch.log_softmax(log_probs, dim=-1)
-        request, parent, child, code, score = _continuations(
-            trie, level, node_BW, score_BW, log_probs, masks, normalise, guide, lift
-        )
-        kept, column, counts = _best(request, child, score, beam_B)
-        width = max(1, int(counts.max())) if batch else 1
-        rows = request[kept]
-        new_node = torch.full((batch, width), -1, dtype=torch.long)
-        new_score = torch.full((batch, width), float("-inf"))
-        new_parent = torch.zeros(batch, width, dtype=torch.long)
-        new_code = torch.full((batch, width), -1, dtype=torch.long)
-        new_node[rows, column] = child[kept]
-        new_score[rows, column] = score[kept]
-        new_parent[rows, column] = parent[kept]
-        new_code[rows, column] = code[kept]
-        codes_BWL = torch.cat(
-            [codes_BWL.gather(1, new_parent[:, :, None].expand(-1, -1, level)), new_code[:, :, None]], dim=2
-        )
-        codes_BWL = torch.where(new_node[:, :, None] >= 0, codes_BWL, -1)
-        node_BW, score_BW = new_node, new_score
+        scored = _continuations(trie, level, node_BW, score_BW, log_probs, masks, normalise, guide, lift)
+        kept = _best(scored, beam_B)
+        at = (kept.request_P, kept.column_P)
+        shape = (batch, kept.width)
+        parent_BW = _filled(shape, at, kept.parent_P, 0)
+        code_BW1 = _filled(shape, at, kept.code_P, -1)[:, :, None]
+        node_BW = _filled(shape, at, kept.node_P, -1)
+        score_BW = _filled(shape, at, kept.score_P, -np.inf)
+        codes_BWL = np.concatenate([codes_BWL[every_B1, parent_BW], code_BW1], axis=2)
+        codes_BWL[node_BW < 0] = -1
+        parent = torch.from_numpy(parent_BW)
         if level + 1 < trie.n_levels:
-            cache = model.reorder(cache, new_parent)
+            cache = model.reorder(cache, parent)
         if trace:
-            levels.append(LevelTrace(node_BW, score_BW, new_parent, torch.bincount(request, minlength=batch)))
-    return BeamResult(node_BW, codes_BWL, score_BW, levels)
+            legal = torch.from_numpy(_n_legal(scored))
+            levels.append(LevelTrace(torch.from_numpy(node_BW), torch.from_numpy(score_BW), parent, legal))
+    return BeamResult(torch.from_numpy(node_BW), torch.from_numpy(codes_BWL), torch.from_numpy(score_BW), levels)
+
+
+def _filled(shape: tuple[int, int], at: tuple[Indices, Indices], value_P: NDArray[Any], padding: float) -> NDArray[Any]:
+    """(B, W) values at their places."""
+    out = np.full(shape, padding, dtype=np.float32 if value_P.dtype.kind == "f" else np.int64)
+    out[at] = value_P
+    return out
 
 
 def _continuations(
     trie: Trie,
     level: int,
-    node_BW: Tensor,
-    score_BW: Tensor,
+    node_BW: Indices,
+    score_BW: Scores,
     log_probs_BWK: Tensor,
     masks: RequestMasks,
     normalise: str,
     guide: Guide | None,
     lift: Lift | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """All legal triples of a level: (P,) request, parent beam, child node, code, cumulative score."""
-    batch, width = node_BW.shape
-    alive = (node_BW >= 0).reshape(-1)
-    node = node_BW.reshape(-1).clamp_min(0)
-    begin = trie.child_start[level][node]
-    fan_out = torch.where(alive, trie.child_start[level][node + 1] - begin, 0)
-    pair = torch.repeat_interleave(torch.arange(batch * width), fan_out)
-    offset = torch.arange(len(pair)) - torch.repeat_interleave(fan_out.cumsum(0) - fan_out, fan_out)
-    child = begin[pair] + offset
-    request = pair // width
-    code = trie.child_code[level][child]
-    own = log_probs_BWK.reshape(batch * width, -1)[pair, code]
+) -> _Scored:
+    """All children of the beams of a level."""
+    children = Children(trie, level, node_BW)
+    code_C = children.codes()
+    own_C = _at_codes(log_probs_BWK, children, code_C)
     if normalise == "trie":
-        own = _normalised(own, pair, batch * width)
+        own_C = _normalised(own_C, children)
     if guide is not None:
-        own = guide.mix(own, level + 1, request, node[pair], child)
+        guide.mix_children(own_C, children)
     if lift is not None:
-        own = _normalised(own + lift.of(level + 1, request, child), pair, batch * width)
-    legal = masks.open(level + 1, request, child)
-    pair, request, child, code, own = pair[legal], request[legal], child[legal], code[legal], own[legal]
-    return request, pair % width, child, code, score_BW.reshape(-1)[pair] + own
+        request = torch.from_numpy(children.spread(children.request_N))
+        own_C += lift.of(level + 1, request, torch.from_numpy(children.nodes())).numpy()
+        own_C = _normalised(own_C, children)
+    own_C += children.spread(score_BW.reshape(-1)[children.pair_N])
+    return _Scored(children, code_C, own_C, masks.legal(children))
 
 
-def _normalised(log_prob: Tensor, pair: Tensor, n_pairs: int) -> Tensor:
+def _at_codes(log_probs_BWK: Tensor, children: Children, code_C: Integers) -> Scores:
+    """(C,) each child's own log-probability; a copy."""
+    # indices half as wide are read twice as fast
+    kind = np.int32 if log_probs_BWK.numel() <= np.iinfo(np.int32).max else np.int64
+    row = children.spread((children.pair_N * log_probs_BWK.shape[-1]).astype(kind))
+    place = torch.from_numpy(np.add(row, code_C, dtype=kind))
+    own: Scores = log_probs_BWK.reshape(-1).index_select(0, place).numpy()
+    return own
+
+
+def _normalised(log_prob_C: Scores, children: Children) -> Scores:
     """Log-softmax over the trie's children of each parent, before any mask."""
-    peak = torch.full((n_pairs,), float("-inf")).scatter_reduce(0, pair, log_prob, "amax")
-    total = torch.zeros(n_pairs).index_add(0, pair, (log_prob - peak[pair]).exp())
-    return log_prob - peak[pair] - total[pair].log()
+    if not children.total:
+        return log_prob_C
+    shifted = log_prob_C - children.spread(np.maximum.reduceat(log_prob_C, children.first_N))
+    total_N = np.add.reduceat(np.exp(shifted), children.first_N)
+    out: Scores = shifted - children.spread(np.log(total_N))
+    return out
 
 
-def _best(request: Tensor, child: Tensor, score: Tensor, beam_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the best `beam_B[b]` triples of each request, their column, and how many each request has."""
-    batch = len(beam_B)
-    counts = torch.bincount(request, minlength=batch)
-    if len(score) and int(counts.max()) > 4 * int(beam_B.max()):
-        # a first cut by a padded top-k keeps the exact sort small
-        width = int(counts.max())
-        column = torch.arange(len(score)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-        padded = torch.full((batch, width), float("-inf"))
-        padded[request, column] = score
-        best = padded.topk(min(int(beam_B.max()), width), dim=1).values
-        floor = best.gather(1, beam_B[:, None] - 1)[:, 0]
-        kept = torch.nonzero(score >= floor[request])[:, 0]
-    else:
-        kept = torch.arange(len(score))
-    # stable sorts, last key first: trie order, then score, then request
-    kept = kept[torch.sort(child[kept], stable=True).indices]
-    kept = kept[torch.sort(score[kept], descending=True, stable=True).indices]
-    kept = kept[torch.sort(request[kept], stable=True).indices]
-    counts = torch.bincount(request[kept], minlength=batch)
-    column = torch.arange(len(kept)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    inside = column < beam_B[request[kept]]
-    return kept[inside], column[inside], torch.minimum(counts, beam_B)
+def _best(scored: _Scored, beam_B: Indices) -> _Kept:
+    """The best `beam_B[b]` legal children of each request; ties by trie order."""
+    children, score_C, legal_C = scored.children, scored.score_C, scored.legal_C
+    kept = _cut(children, score_C if legal_C is None else np.where(legal_C, score_C, -np.inf), beam_B)
+    if legal_C is not None:
+        kept = kept[legal_C[kept]]
+    owner = children.owner(kept)
+    request = children.request_N[owner]
+    node = children.begin_N[owner] + kept - children.first_N[owner]
+    score = score_C[kept]
+    order = np.lexsort((node, -score, request))
+    counts = np.bincount(request, minlength=len(beam_B))
+    column = np.arange(len(kept)) - np.repeat(counts.cumsum() - counts, counts)
+    inside = column < beam_B[request[order]]
+    order = order[inside]
+    return _Kept(
+        request[order], column[inside], children.pair_N[owner[order]] % children.width, node[order],
+        scored.code_C[kept[order]], score[order], max(1, int(np.minimum(counts, beam_B).max(initial=0))),
+    )  # fmt: skip
+
+
+def _cut(children: Children, score_C: Scores, beam_B: Indices) -> Indices:
+    """Places in the list that hold every request's best `beam_B[b]` children and few others."""
+    counts_B, widest = children.counts(), int(beam_B.max(initial=0))
+    longest = int(counts_B.max(initial=0))
+    if longest <= 4 * widest:
+        return np.arange(len(score_C))
+    if len(beam_B) == 1:
+        return np.flatnonzero(score_C >= _bound(score_C, widest))
+    column = np.arange(len(score_C)) - np.repeat(counts_B.cumsum() - counts_B, counts_B)
+    request = np.repeat(np.arange(len(beam_B)), counts_B)
+    padded = torch.full((len(beam_B), longest), float("-inf"))
+    padded[torch.from_numpy(request), torch.from_numpy(column)] = torch.from_numpy(score_C)
+    best = padded.topk(widest, dim=1).values
+    floor = best.gather(1, torch.from_numpy(beam_B)[:, None] - 1)[:, 0].numpy()
+    return np.flatnonzero(score_C >= floor[request])
+
+
+def _bound(score_C: Scores, width: int) -> float:
+    """At most the `width`-th largest score, and hardly less."""
+    blocks = len(score_C) // _BLOCK
+    if blocks > 4 * width:
+        # as many blocks as `width` have a child that is as good
+        score_C = score_C[: blocks * _BLOCK].reshape(_BLOCK, blocks).max(axis=0)
+    return float(torch.from_numpy(score_C).topk(width).values[-1])
+
+
+def _n_legal(scored: _Scored) -> Indices:
+    """(B,) legal continuations of each request."""
+    if scored.legal_C is None:
+        return scored.children.counts()
+    request = scored.children.spread(scored.children.request_N)
+    return np.bincount(request[scored.legal_C], minlength=scored.children.batch)

@@ -149,12 +149,10 @@ class LiftTables:
         now = count if hour < 0 else self.exposure.now(
             (hour + 0.5) * MOMENT_SECONDS, self.created_I, self.kind_I, self.count_I
         )  # fmt: skip
-        here = self.index.leaf_of_row >= 0
-        leaf = self.index.leaf_of_row[here]
-        nodes = []
-        for depth, ancestor in enumerate(self.index.ancestors, start=1):
-            node, size = ancestor[leaf], self.index.trie.n_nodes(depth)
-            today = torch.zeros(size, dtype=torch.float64).index_add_(0, node, now[here])
-            before = torch.zeros(size, dtype=torch.float64).index_add_(0, node, count[here])
-            nodes.append((today.clamp_min(1e-300).log() - before.clamp_min(1e-300).log()).float())
+        row = self.index.trie.leaf_items.numpy()
+        today, before = (self.index.trie.sums(own.numpy()[row]) for own in (now, count))
+        nodes = [
+            torch.from_numpy((np.log(own.clip(1e-300)) - np.log(then.clip(1e-300))).astype(np.float32))
+            for own, then in zip(today, before, strict=True)
+        ]
         return nodes, now.clamp_min(1e-300).log().float()

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from rankloom.decoding.children import Children, Indices
 from rankloom.decoding.masks import MaskIndex
 
 WINDOW: Final = 20
@@ -135,7 +136,7 @@ class Guide:
     """The memory of a batch of requests laid over a trie.
 
     Args:
-        index: leaves and ancestors of the trie.
+        index: the trie and the leaves of its items.
         recalled: what `BehaviourMemory.recall` returned.
         share: weight of the memory where it has much to say, in [0, 1).
     """
@@ -143,30 +144,33 @@ class Guide:
     def __init__(self, index: MaskIndex, recalled: tuple[Tensor, Tensor, Tensor], *, share: float) -> None:
         if not 0 <= share < 1:
             raise ValueError(f"the share of the memory is {share}, not in [0, 1)")
-        request, item, amount = recalled
-        leaf = index.leaf_of_row[item]
-        here = leaf >= 0
-        request, item, leaf, amount = request[here], item[here], leaf[here], amount[here].double()
         self.share = share
         self.n_levels = index.trie.n_levels
-        self._sizes = [1] + [index.trie.n_nodes(depth) for depth in range(1, index.trie.n_levels + 1)]
-        self._keys: list[Tensor] = []
-        self._sums: list[Tensor] = []
-        nodes = [torch.zeros_like(leaf), *(ancestor[leaf] for ancestor in index.ancestors)]
-        for size, node in zip([*self._sizes, index.n_rows], [*nodes, item], strict=True):
-            keys, place = torch.unique(request * size + node, return_inverse=True)
-            self._keys.append(keys)
-            self._sums.append(torch.zeros(len(keys), dtype=torch.float64).index_add_(0, place, amount))
-        self._sizes.append(index.n_rows)
+        self._sizes = [*(index.trie.n_nodes(depth) for depth in range(self.n_levels + 1)), index.n_rows]
+        request, item, amount = (own.numpy() for own in recalled)
+        known = index.unfiltered.allowed_I.numpy()[item]
+        key, item_amount = _summed(request[known] * index.n_rows + item[known], amount[known].astype(np.float64))
+        request, item = np.divmod(key, max(1, index.n_rows))
+        leaf = index.leaf_of_row.numpy()[item]
+        by_leaf, amount = _summed(request * max(1, self._sizes[-2]) + leaf, item_amount)
+        request, leaf = np.divmod(by_leaf, max(1, self._sizes[-2]))
+        nodes = [np.zeros_like(leaf), *index.trie.path(leaf)]
+        # nodes come in the order of their leaves, so that nothing is sorted again
+        self._named = [_runs(request, node, amount) for node in nodes]
+        self._named.append((*np.divmod(key, max(1, index.n_rows)), item_amount))
+        self._keys = [own[0] * size + own[1] for size, own in zip(self._sizes, self._named, strict=True)]
+
+    def _amount(self, depth: int, request_P: Indices, node_P: Indices) -> NDArray[np.float64]:
+        keys = self._keys[depth]
+        if not len(keys):
+            return np.zeros(len(node_P))
+        wanted = request_P * self._sizes[depth] + node_P
+        at = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
+        return np.where(keys[at] == wanted, self._named[depth][2][at], 0.0)
 
     def amount(self, depth: int, request: Tensor, node: Tensor) -> Tensor:
         """(P,) memory below each (request, node of a depth 0..L); depth L + 1 asks for catalogue rows."""
-        keys = self._keys[depth]
-        if not len(keys):
-            return torch.zeros(node.shape, dtype=torch.float64)
-        wanted = request * self._sizes[depth] + node
-        at = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
-        return torch.where(keys[at] == wanted, self._sums[depth][at], 0.0)
+        return torch.from_numpy(self._amount(depth, request.numpy(), node.numpy()))
 
     def items(self, item_BC: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C) memory of catalogue rows (0 for negative ones) and (B, 1) all that each history brings to mind."""
@@ -176,12 +180,48 @@ class Guide:
 
     def mix(self, log_prob: Tensor, depth: int, request: Tensor, parent: Tensor, child: Tensor) -> Tensor:
         """(P,) log-probabilities of continuing `parent` (depth - 1) with `child` (depth), memory and model together."""
-        whole = self.amount(depth - 1, request, parent)
-        part = self.amount(depth, request, child)
-        # share * whole / (whole + EVIDENCE) of part / whole
-        told = (self.share * part / (whole + EVIDENCE)).log().float()
-        own = torch.log1p(-self.share * whole / (whole + EVIDENCE)).float()
-        return torch.logaddexp(log_prob + own, told)
+        whole = self._amount(depth - 1, request.numpy(), parent.numpy())
+        part = self._amount(depth, request.numpy(), child.numpy())
+        own = log_prob.numpy() + self._left(whole)
+        return torch.from_numpy(np.logaddexp(own, self._told(part, whole)))
+
+    def mix_children(self, log_prob_C: NDArray[np.float32], children: Children) -> None:
+        """`mix` of all children of a level's beams, in place; only those that the memory names are looked at one by one."""
+        depth = children.level + 1
+        whole_N = self._amount(depth - 1, children.request_N, children.node_N)
+        if not whole_N.any():
+            return
+        log_prob_C += children.spread(self._left(whole_N))
+        request, node, part = self._named[depth]
+        which, place = children.find(request, node)
+        told = self._told(part[which], whole_N[children.owner(place)])
+        log_prob_C[place] = np.logaddexp(log_prob_C[place], told)
+
+    def _left(self, whole: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Log of what the memory leaves to the model."""
+        return np.log1p(-self.share * whole / (whole + EVIDENCE)).astype(np.float32)
+
+    def _told(self, part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Log of what the memory gives to a continuation."""
+        with np.errstate(divide="ignore"):
+            # share * whole / (whole + EVIDENCE) of part / whole
+            return np.log(self.share * part / (whole + EVIDENCE)).astype(np.float32)
+
+
+def _summed(key: Indices, amount: NDArray[np.float64]) -> tuple[Indices, NDArray[np.float64]]:
+    """Distinct keys, ascending, and what belongs to each."""
+    order = key.argsort(kind="stable")
+    key = key[order]
+    first = np.flatnonzero(np.diff(key, prepend=key[:1] - 1))
+    return key[first], np.add.reduceat(amount[order], first) if len(first) else amount[:0]
+
+
+def _runs(request: Indices, node: Indices, amount: NDArray[np.float64]) -> tuple[Indices, Indices, NDArray[np.float64]]:
+    """Distinct neighbouring (request, node) pairs and what belongs to each."""
+    changed = np.ones(len(node), dtype=np.bool_)
+    changed[1:] = (request[1:] != request[:-1]) | (node[1:] != node[:-1])
+    first = np.flatnonzero(changed)
+    return request[first], node[first], np.add.reduceat(amount, first) if len(first) else amount
 
 
 def latest_first(item_E: Tensor, counts_E: Tensor, start_B: Tensor, stop_B: Tensor, *, places: int = 20) -> Tensor:

@@ -14,11 +14,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from rankloom.decoding.children import Children, Indices
 from rankloom.decoding.exposure import Lift
 from rankloom.decoding.memory import Guide
+from rankloom.semantic.trie import Trie
 
 
 @dataclass(frozen=True)
@@ -59,21 +63,19 @@ class Candidates:
     beam_BC: Tensor
 
 
-def leaf_log_share(item_start: Tensor, leaf_items: Tensor, prior_I: Tensor, *, smoothing: float = 1.0) -> Tensor:
+def leaf_log_share(trie: Trie, prior_I: Tensor, *, smoothing: float = 1.0) -> Tensor:
     """(n_leaf_items,) log p(item | SID) in the order of `leaf_items`: the item's smoothed share of its leaf's prior."""
-    weight = prior_I[leaf_items.long()].double() + smoothing
-    sizes = (item_start[1:] - item_start[:-1]).long()
-    leaf = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-    total = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, leaf, weight)
-    return (weight / total[leaf]).log().float()
+    weight = prior_I.numpy()[trie.leaf_items.numpy()].astype(np.float64) + smoothing
+    _, size = trie.places_of(np.arange(trie.n_leaves))
+    total = np.repeat(trie.sums(weight)[-1], size)
+    return torch.from_numpy(np.log(weight / total).astype(np.float32))
 
 
 def expand(
     leaf_BW: Tensor,
     log_prob_BW: Tensor,
     *,
-    item_start: Tensor,
-    leaf_items: Tensor,
+    trie: Trie,
     log_share: Tensor,
     allowed: Tensor | None = None,
     excluded: list[Tensor] | None = None,
@@ -84,48 +86,49 @@ def expand(
 
     Args:
         leaf_BW: leaves of the trie, -1 for padding.
+        log_share: what `leaf_log_share` gave.
         allowed: (I,) or (B, I) bool, the items that pass the filter.
         excluded: per request, items that may not be shown.
         guide: a behaviour memory, which also knows which item of a leaf is meant.
         lift: items of a leaf share its probability as they are taken now, not by `log_share`.
     """
-    batch, width = leaf_BW.shape
-    leaf = leaf_BW.clamp_min(0).long()
-    begin = item_start.long()[leaf]
-    size = torch.where(leaf_BW >= 0, item_start.long()[leaf + 1] - begin, 0)
-    flat_size = size.reshape(-1)
-    total = int(flat_size.sum())
-    pair = torch.repeat_interleave(torch.arange(batch * width), flat_size)
-    offset = torch.arange(total) - torch.repeat_interleave(flat_size.cumsum(0) - flat_size, flat_size)
-    place = begin.reshape(-1)[pair] + offset
-    item = leaf_items.long()[place]
-    request = pair // width
-    share = log_share[place]
+    found = Children(trie, trie.n_levels, leaf_BW.numpy())
+    place = found.nodes()
+    item = trie.leaf_items.numpy()[place].astype(np.int64)
+    request, pair = found.spread(found.request_N), found.spread(found.pair_N)
+    share = log_share.numpy()[place]
     if lift is not None:
-        now = lift.item_HI[lift.moment_B[request], item].double().exp()
-        whole = torch.zeros(batch * width, dtype=torch.float64).index_add_(0, pair, now)
-        share = (now / whole[pair].clamp_min(1e-300)).clamp_min(1e-30).log().float()
+        share = _lifted(lift, request, pair, item)
     if guide is not None:
-        share = guide.mix(share, guide.n_levels + 1, request, leaf.reshape(-1)[pair], item)
-    log_prob = log_prob_BW.reshape(-1)[pair] + share
-    keep = torch.ones(total, dtype=torch.bool)
+        leaf = found.spread(found.node_N)
+        given = [torch.from_numpy(own) for own in (request, leaf, item)]
+        share = guide.mix(torch.from_numpy(share), guide.n_levels + 1, *given).numpy()
+    log_prob = log_prob_BW.numpy().reshape(-1)[pair] + share
+    keep = np.ones(len(item), dtype=np.bool_)
     if allowed is not None:
-        keep &= allowed[item] if allowed.ndim == 1 else allowed[request, item]
+        keep &= allowed.numpy()[item] if allowed.ndim == 1 else allowed.numpy()[request, item]
     if excluded is not None and any(len(rows) for rows in excluded):
-        span = int(leaf_items.max()) + 1 if len(leaf_items) else 1
-        banned = torch.cat([rows.long() + number * span for number, rows in enumerate(excluded)])
-        keep &= ~torch.isin(item + request * span, banned)
-    item, log_prob, request, beam = item[keep], log_prob[keep], request[keep], (pair % width)[keep]
-    counts = torch.bincount(request, minlength=batch)
-    columns = max(1, int(counts.max())) if len(counts) else 1
-    column = torch.arange(len(item)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    item_BC = torch.full((batch, columns), -1, dtype=torch.long)
-    log_prob_BC = torch.full((batch, columns), float("-inf"))
-    beam_BC = torch.zeros((batch, columns), dtype=torch.long)
-    item_BC[request, column] = item
-    log_prob_BC[request, column] = log_prob
-    beam_BC[request, column] = beam
-    return Candidates(item_BC, log_prob_BC, beam_BC)
+        span = 1 + max(int(item.max(initial=0)), *(int(rows.max()) for rows in excluded if len(rows)))
+        banned = np.concatenate([rows.numpy() + number * span for number, rows in enumerate(excluded)])
+        keep &= ~np.isin(item + request * span, banned)
+    if not keep.all():
+        item, log_prob, request, pair = item[keep], log_prob[keep], request[keep], pair[keep]
+    batch, width = leaf_BW.shape
+    counts = np.bincount(request, minlength=batch)
+    shape = (batch, max(1, int(counts.max(initial=0))))
+    at = (request, np.arange(len(item)) - np.repeat(counts.cumsum() - counts, counts))
+    item_BC, beam_BC = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    log_prob_BC = np.full(shape, -np.inf, dtype=np.float32)
+    item_BC[at], beam_BC[at], log_prob_BC[at] = item, pair % width, log_prob
+    return Candidates(torch.from_numpy(item_BC), torch.from_numpy(log_prob_BC), torch.from_numpy(beam_BC))
+
+
+def _lifted(lift: Lift, request: Indices, pair: Indices, item: Indices) -> NDArray[np.float32]:
+    """Log of each item's share of its leaf as the items are taken now."""
+    now = np.exp(lift.item_HI.numpy()[lift.moment_B.numpy()[request], item].astype(np.float64))
+    whole = np.bincount(pair, weights=now)
+    share: NDArray[np.float32] = np.log((now / whole[pair].clip(1e-300)).clip(1e-30)).astype(np.float32)
+    return share
 
 
 def with_memory(select_BC: Tensor, item_BC: Tensor, guide: Guide, share: float) -> Tensor:

@@ -40,10 +40,10 @@ def trace_of(result: BeamResult, trie: Trie, row: int, funnel: dict[str, int], *
         nodes = level.node_BW[row].tolist()
         parents = level.parent_BW[row].tolist()
         scores = level.log_prob_BW[row].tolist()
-        codes = trie.child_code[depth - 1]
+        codes = trie.codes_of(depth - 1, level.node_BW[row].clamp_min(0).numpy()).tolist()
         new = [
-            (*prefixes[parent], int(codes[node])) if node >= 0 else ()
-            for node, parent in zip(nodes, parents, strict=True)
+            (*prefixes[parent], code) if node >= 0 else ()
+            for node, parent, code in zip(nodes, parents, codes, strict=True)
         ]
         levels.append(
             [

@@ -251,7 +251,7 @@ class Tiger:
         self.codes = torch.from_numpy(codes)
         self.trie = Trie.build(codes, self.ids.codebook_sizes, counts.astype(np.float32))
         self.index = MaskIndex(self.trie, len(codes))
-        self.log_share = leaf_log_share(self.trie.item_start, self.trie.leaf_items, torch.from_numpy(counts))
+        self.log_share = leaf_log_share(self.trie, torch.from_numpy(counts))
         self.users = np.array([zlib.crc32(str(own).encode()) % USER_TOKENS for own in sequences.user_ids])
         rows = np.flatnonzero((sequences.stage == TRAIN) & sequences.target)
         rows = rows[rows > sequences.offsets[sequences.user[rows]]]
@@ -340,7 +340,7 @@ class Tiger:
             masks = self.index.requests([None] * batch, excluded)
             beams = beam_search(self.net, prefix, self.trie, beam=max(k, self.beam), masks=masks)
             found = expand(
-                beams.leaf_BW, beams.log_prob_BW, item_start=self.trie.item_start, leaf_items=self.trie.leaf_items,
+                beams.leaf_BW, beams.log_prob_BW, trie=self.trie,
                 log_share=self.log_share, excluded=excluded,
             )  # fmt: skip
             out[part] = top_k(found, found.log_prob_BC, k)[0].numpy()

@@ -1,18 +1,21 @@
-"""The exact prefix trie over the catalogue's semantic IDs, as flat CSR tensors.
+"""The exact prefix trie over the catalogue's semantic IDs, as flat arrays of the narrowest types that hold them.
 
-Nodes of depth l are numbered in lexicographic order of their prefixes. For depth l < L the children of node v are the
-nodes `child_start[l][v] .. child_start[l][v + 1] - 1` of depth l + 1, reached by the codes `child_code[l]` at the same
-places. A leaf (depth L) owns `leaf_items[item_start[v] : item_start[v + 1]]`, ordered by prior. Nothing is approximated:
-a beam that follows the trie names a catalogue item or does not exist. Immutable; a changed catalogue is a new trie.
+Nodes of depth l are numbered in lexicographic order of their prefixes, so the children of a node are neighbours, in order
+of their codes, and so are the items of a leaf (depth L), which come by prior. Nothing is approximated: a beam that follows
+the trie names a catalogue item or does not exist. Immutable; a changed catalogue is a new trie.
+
+How the arrays lie is the trie's own affair: others ask by node (`children`, `codes_of`, `parent`, `items_of`, ..), with
+NumPy arrays of node numbers and what they get back is as long as what they ask. No question touches a whole array.
 
 Shapes: I items in the trie, L levels, n_l nodes at depth l.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rankloom.errors import RankloomError
+from rankloom.semantic.offsets import Integers, Offsets, narrowest
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,14 @@ class Trie:
 
     Attributes:
         codebook_sizes: codes per level.
-        child_start: per depth l < L, (n_l + 1,) int64.
-        child_code: per depth l < L, (n_{l+1},) int64.
-        item_start: (n_L + 1,) int64.
-        leaf_items: (I,) int64 catalogue rows.
+        codes: per depth 1..L, (n_l,) the last code of every node.
+        offsets: per depth 0..L - 1 the children of its nodes, then the items of the leaves.
+        leaf_items: (I,) catalogue rows, leaf after leaf.
     """
 
     codebook_sizes: tuple[int, ...]
-    child_start: tuple[Tensor, ...]
-    child_code: tuple[Tensor, ...]
-    item_start: Tensor
+    codes: tuple[Integers, ...]
+    offsets: tuple[Offsets, ...]
     leaf_items: Tensor
 
     @classmethod
@@ -70,33 +72,29 @@ class Trie:
             codes.min() < 0 or any(codes[:, level].max() >= size for level, size in enumerate(codebook_sizes))
         ):
             raise RankloomError("a semantic ID has a code outside its codebook", code="sid-range")
-        order = _order(codes, codebook_sizes, chosen, None if prior is None else np.asarray(prior, np.float64)[chosen])
-        codes = np.take(codes, order, axis=0)
-        changed = np.zeros(len(codes), dtype=bool)
-        changed[:1] = True
-        # the rows that open a node of the depth above; the root opens at the first row, if there is one
-        above = np.zeros(1, dtype=np.int64)
-        child_start: list[Tensor] = []
-        child_code: list[Tensor] = []
-        for level in range(n_levels):
-            changed[1:] |= codes[1:, level] != codes[:-1, level]
-            opens = np.flatnonzero(changed)
-            if len(opens) == len(codes):
-                begin = above
+        order, columns = _sorted(
+            codes, codebook_sizes, chosen, None if prior is None else np.asarray(prior, np.float64)[chosen]
+        )
+        # rows that open a node of the depth at hand, and which of the nodes of that depth are first children
+        opens = np.zeros(len(codes), dtype=np.bool_)
+        opens[:1] = True
+        offsets: list[Offsets] = []
+        for level, column in enumerate(columns):
+            above = opens.copy()
+            opens[1:] |= column[1:] != column[:-1]
+            if opens.all():
+                first = above
             else:
-                # every row that opens a node above opens one here too: its first child
-                begin = (np.cumsum(changed) - 1)[above]
-            start = np.append(begin if len(codes) else np.zeros_like(above), len(opens))
-            child_start.append(torch.from_numpy(start))
-            column = codes[:, level] if len(opens) == len(codes) else codes[opens, level]
-            child_code.append(torch.from_numpy(column.astype(np.int64)))
-            above = opens
+                first, columns[level] = above[opens], column[opens]
+            offsets.append(Offsets.of_root(len(first)) if level == 0 else Offsets.of_firsts(first))
+        offsets.append(Offsets.of_firsts(opens))
         return cls(
             codebook_sizes=tuple(int(size) for size in codebook_sizes),
-            child_start=tuple(child_start),
-            child_code=tuple(child_code),
-            item_start=torch.from_numpy(np.append(above, len(codes))),
-            leaf_items=torch.from_numpy((order if rows is None else chosen[order]).astype(np.int64, copy=False)),
+            codes=tuple(columns),
+            offsets=tuple(offsets),
+            leaf_items=torch.from_numpy(
+                (order if rows is None else chosen[order]).astype(narrowest(int(chosen.max(initial=0))))
+            ),
         )
 
     @property
@@ -105,7 +103,7 @@ class Trie:
 
     @property
     def n_leaves(self) -> int:
-        return len(self.item_start) - 1
+        return len(self.codes[-1])
 
     @property
     def n_items(self) -> int:
@@ -113,90 +111,160 @@ class Trie:
 
     def n_nodes(self, depth: int) -> int:
         """Nodes at a depth; depth 0 is the root."""
-        return 1 if depth == 0 else len(self.child_code[depth - 1])
+        return 1 if depth == 0 else len(self.codes[depth - 1])
 
-    def leaf_codes(self) -> Tensor:
-        """(n_leaves, L) the semantic ID of every leaf, in order."""
-        columns = [self.child_code[-1]]
-        parent = torch.repeat_interleave(torch.arange(self.n_nodes(self.n_levels - 1)), self.child_start[-1].diff())
-        for level in reversed(range(self.n_levels - 1)):
-            columns.append(self.child_code[level][parent])
-            if level:
-                above = torch.repeat_interleave(torch.arange(self.n_nodes(level)), self.child_start[level].diff())
-                parent = above[parent]
-        return torch.stack(columns[::-1], dim=1)
+    # -- asked of some nodes ---------------------------------------------------------------------------------------
 
-    def leaf_of_item(self, n_rows: int) -> Tensor:
-        """(n_rows,) leaf of each catalogue row, -1 for rows that are not in the trie."""
-        leaf = torch.full((n_rows,), -1, dtype=torch.long)
-        leaf[self.leaf_items] = torch.repeat_interleave(torch.arange(self.n_leaves), self.item_start.diff())
-        return leaf
+    def children(self, level: int, node: Integers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The first child of nodes of depth `level`, and how many they have; children are neighbours."""
+        begin, end = self.offsets[level].span(node)
+        return begin, end - begin
 
-    def ancestors(self) -> tuple[Tensor, ...]:
-        """Per depth 1..L, (n_leaves,) the node of that depth above each leaf."""
-        nodes = [torch.arange(self.n_leaves)]
+    def codes_of(self, level: int, child: Integers) -> NDArray[np.int64]:
+        """The codes of level `level` by which nodes of depth `level + 1` are reached."""
+        return self.codes[level].take(child).astype(np.int64)
+
+    def codes_of_ranges(self, level: int, begin: NDArray[np.int64], size: NDArray[np.int64]) -> Integers:
+        """The codes of ranges of neighbours, one range after the other, of the trie's own type."""
+        own = self.codes[level]
+        ranges = zip(begin.tolist(), (begin + size).tolist(), strict=True)
+        parts = [own[first:end] for first, end in ranges]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else own[:0]
+
+    def parent(self, level: int, child: Integers) -> NDArray[np.int64]:
+        """The nodes of depth `level` that nodes of depth `level + 1` are children of."""
+        return self.offsets[level].parent(child)
+
+    def path(self, leaf: Integers) -> list[NDArray[np.int64]]:
+        """Per depth 1..L the node above (at L: of) each leaf."""
+        nodes = [leaf.astype(np.int64, copy=False)]
         for level in reversed(range(1, self.n_levels)):
-            parent = torch.repeat_interleave(torch.arange(self.n_nodes(level)), self.child_start[level].diff())
-            nodes.append(parent[nodes[-1]])
-        return tuple(nodes[::-1])
+            nodes.append(self.parent(level, nodes[-1]))
+        return nodes[::-1]
+
+    def places_of(self, leaf: Integers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the items of leaves begin in `leaf_items`, and how many they have."""
+        return self.children(self.n_levels, leaf)
+
+    def n_items_under(self, depth: int, node: Integers) -> NDArray[np.int64]:
+        """Catalogue items below nodes of a depth."""
+        begin, end = self._places_under(depth, node)
+        return end - begin
+
+    def _places_under(self, depth: int, node: Integers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if not self.n_items:
+            return np.zeros(len(node), np.int64), np.zeros(len(node), np.int64)
+        first = last = node.astype(np.int64, copy=False)
+        for offsets in self.offsets[depth:]:
+            first, last = offsets.span(first)[0], offsets.span(last)[1] - 1
+        return first, last + 1
+
+    def items_of(self, leaf: int) -> Tensor:
+        """Catalogue rows of one leaf, by prior."""
+        return self.items_under(self.n_levels, leaf)
+
+    def items_under(self, depth: int, node: int) -> Tensor:
+        """Catalogue rows below a node."""
+        begin, end = self._places_under(depth, np.array([node]))
+        return self.leaf_items[int(begin[0]) : int(end[0])]
+
+    def leaf_range(self, depth: int, node: int) -> tuple[int, int]:
+        """The half-open range of leaves under a node."""
+        first = last = np.array([node])
+        for offsets in self.offsets[depth:-1]:
+            first, last = offsets.span(first)[0], offsets.span(last)[1] - 1
+        return int(first[0]), int(last[0]) + 1
 
     def node_of_prefix(self, prefix: Sequence[int]) -> int | None:
         """The node that a prefix of codes names, or None when no item starts with it."""
         node = 0
         for level, code in enumerate(prefix):
-            begin, end = int(self.child_start[level][node]), int(self.child_start[level][node + 1])
-            place = begin + int(torch.searchsorted(self.child_code[level][begin:end].contiguous(), code))
-            if place >= end or int(self.child_code[level][place]) != code:
+            begin, size = (int(own[0]) for own in self.children(level, np.array([node])))
+            own = self.codes[level][begin : begin + size]
+            place = int(np.searchsorted(own, code))
+            if place >= size or int(own[place]) != code:
                 return None
-            node = place
+            node = begin + place
         return node
 
-    def leaf_range(self, depth: int, node: int) -> tuple[int, int]:
-        """The half-open range of leaves under a node."""
-        begin, end = node, node + 1
-        for level in range(depth, self.n_levels):
-            begin, end = int(self.child_start[level][begin]), int(self.child_start[level][end])
-        return begin, end
+    # -- asked of the whole trie -----------------------------------------------------------------------------------
 
-    def items_under(self, depth: int, node: int) -> Tensor:
-        """Catalogue rows below a node."""
-        begin, end = self.leaf_range(depth, node)
-        return self.leaf_items[int(self.item_start[begin]) : int(self.item_start[end])]
+    def leaf_codes(self) -> Tensor:
+        """(n_leaves, L) the semantic ID of every leaf, in order."""
+        nodes = self.path(np.arange(self.n_leaves))
+        return torch.from_numpy(np.stack([self.codes_of(level, own) for level, own in enumerate(nodes)], axis=1))
+
+    def leaf_of_item(self, n_rows: int) -> Tensor:
+        """(n_rows,) leaf of each catalogue row, -1 for rows that are not in the trie; as narrow as `leaf_items`."""
+        leaf = np.full(n_rows, -1, dtype=narrowest(self.n_leaves))
+        leaf[self.leaf_items.numpy()] = self.offsets[-1].parents()
+        return torch.from_numpy(leaf)
+
+    def ancestors(self) -> tuple[Tensor, ...]:
+        """Per depth 1..L, (n_leaves,) the node of that depth above each leaf."""
+        return tuple(torch.from_numpy(own) for own in self.path(np.arange(self.n_leaves)))
+
+    def sums(self, value_I: NDArray[Any]) -> list[NDArray[Any]]:
+        """Per depth 1..L, (n_l,) sums of the values of the items below each node; values in order of `leaf_items`."""
+        out: list[NDArray[Any]] = []
+        for offsets in self.offsets[:0:-1]:
+            below = out[-1] if out else value_I
+            # every node below the root has a child, as `reduceat` needs it
+            out.append(np.add.reduceat(below, offsets.starts()[:-1], dtype=value_I.dtype) if len(below) else below)
+        return out[::-1]
+
+    @cached_property
+    def child_start(self) -> tuple[Tensor, ...]:
+        """Per depth l < L, (n_l + 1,) int64 first children, for training, which reads them in every step."""
+        return tuple(torch.from_numpy(own.starts()) for own in self.offsets[:-1])
+
+    @cached_property
+    def child_code(self) -> tuple[Tensor, ...]:
+        """Per depth l < L, (n_{l+1},) int64 codes of the children, likewise."""
+        return tuple(torch.from_numpy(own.astype(np.int64)) for own in self.codes)
 
     def nbytes(self) -> int:
         """Memory of the arrays."""
-        tensors = (*self.child_start, *self.child_code, self.item_start, self.leaf_items)
-        return sum(t.numel() * t.element_size() for t in tensors)
+        arrays = sum(own.nbytes for own in (*self.codes, self.leaf_items.numpy()))
+        return arrays + sum(own.nbytes() for own in self.offsets)
 
 
-def _order(
-    codes: NDArray[np.integer],
+def _sorted(
+    codes: Integers,
     codebook_sizes: Sequence[int],
-    chosen: NDArray[np.integer],
+    chosen: Integers,
     weight: NDArray[np.float64] | None,
-) -> NDArray[np.int64]:
-    """(I,) the order of a trie: by codes, then higher weight, then catalogue row.
+) -> tuple[NDArray[np.int64], list[Integers]]:
+    """(I,) the order of a trie (by codes, then higher weight, then catalogue row), and the codes of each level in it.
 
     Codes and place go into one integer where they fit, as they do for ten million IDs of three codes of 8192: one
-    sort of integers is many times faster than one per level.
+    sort of integers is many times faster than one per level, and the sorted codes are read off the integers.
     """
     n = len(codes)
     # places by weight and row: what orders the items of one SID
     inner = None
     if weight is not None or not (chosen[1:] > chosen[:-1]).all():
         inner = np.lexsort((chosen,) if weight is None else (chosen, -weight))
-    bits = max(0, n - 1).bit_length()
-    if math.prod(int(size) for size in codebook_sizes) << bits > 2**63:
-        own = codes if inner is None else codes[inner]
+    own = codes if inner is None else codes[inner]
+    kinds = [np.min_scalar_type(int(size) - 1) for size in codebook_sizes]
+    bits = [(int(size) - 1).bit_length() for size in codebook_sizes]
+    place_bits = max(0, n - 1).bit_length()
+    if sum(bits) + place_bits > 63:
         order = np.lexsort([own[:, level] for level in reversed(range(own.shape[1]))])
+        columns = [own[order, level].astype(kind) for level, kind in enumerate(kinds)]
     else:
         key = np.zeros(n, dtype=np.int64)
-        for level, size in enumerate(codebook_sizes):
-            key *= int(size)
-            column = codes[:, level] if inner is None else codes[inner, level]
-            key += column.astype(np.int64, copy=False)
-        key <<= bits
-        key += np.arange(n)
+        for level, width in enumerate(bits):
+            key <<= width
+            key |= own[:, level]
+        key <<= place_bits
+        key |= np.arange(n)
         key.sort()
-        order = key & ((1 << bits) - 1)
-    return np.asarray(order if inner is None else inner[order], dtype=np.int64)
+        order = key & ((1 << place_bits) - 1)
+        key >>= place_bits
+        columns = []
+        for width, kind in zip(reversed(bits), reversed(kinds), strict=True):
+            columns.append((key & ((1 << width) - 1)).astype(kind))
+            key >>= width
+        columns.reverse()
+    return np.asarray(order if inner is None else inner[order], dtype=np.int64), columns

@@ -56,7 +56,7 @@ def brute_force(model: LazyDecoder, prefix: Any, trie: Trie, allowed: list[set[i
         legal = [
             (leaf, float(scores[row, leaf]))
             for leaf in range(trie.n_leaves)
-            if any(int(i) in own for i in trie.leaf_items[trie.item_start[leaf] : trie.item_start[leaf + 1]])
+            if any(int(i) in own for i in trie.items_of(leaf))
         ]
         out.append(sorted(legal, key=lambda pair: (-pair[1], pair[0])))
     return out

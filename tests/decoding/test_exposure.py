@@ -95,7 +95,7 @@ def test_a_lifted_beam_as_wide_as_the_catalogue_is_the_learned_distribution_time
     lifted = beam_search(model, prefix, trie, beam=200, masks=masks, normalise="trie", lift=lift)
     total = dict(zip(plain.leaf_BW[0].tolist(), plain.log_prob_BW[0].tolist(), strict=True))
     children: dict[tuple[int, ...], float] = {}
-    leaf_codes = trie.leaf_codes()
+    leaf_codes, ancestors = trie.leaf_codes(), trie.ancestors()
     # by hand: at every level the learned conditional times exp(lift), over the children of the prefix
     learned: dict[tuple[int, ...], float] = {}
     for leaf, log_prob in total.items():
@@ -103,7 +103,7 @@ def test_a_lifted_beam_as_wide_as_the_catalogue_is_the_learned_distribution_time
         for depth in range(len(own) + 1):
             learned[own[:depth]] = learned.get(own[:depth], 0.0) + float(np.exp(log_prob))
     node_of = {
-        tuple(leaf_codes[leaf].tolist()[: depth + 1]): int(index.ancestors[depth][leaf])
+        tuple(leaf_codes[leaf].tolist()[: depth + 1]): int(ancestors[depth][leaf])
         for leaf in total
         for depth in range(3)
     }
@@ -129,7 +129,7 @@ def test_items_of_a_leaf_share_it_as_they_are_taken_now() -> None:
     own = tables(created, torch.zeros(3, dtype=torch.long), item, when, index)
     lift = own.lift(torch.tensor([21 * DAY], dtype=torch.float64), 1.0)
     found = expand(
-        torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1), item_start=trie.item_start, leaf_items=trie.leaf_items,
+        torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1), trie=trie,
         log_share=torch.log(torch.tensor([0.5, 0.5, 1e-6])), lift=lift,
     )  # fmt: skip
     share = {int(i): float(p) for i, p in zip(found.item_BC[0], found.log_prob_BC[0].exp(), strict=True)}

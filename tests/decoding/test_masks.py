@@ -44,8 +44,8 @@ def test_open_nodes_are_those_with_an_allowed_item_below(
         assert set(torch.nonzero(own)[:, 0].tolist()) == allowed
         left = allowed - set(excluded[request].tolist())
         for depth in (1, 2, 3):
-            nodes = torch.arange(trie.n_nodes(depth))
-            found = masks.open(depth, torch.full_like(nodes, request), nodes)
+            nodes = np.arange(trie.n_nodes(depth))
+            found = masks.open(depth, np.full_like(nodes, request), nodes)
             expected = [bool(left & set(trie.items_under(depth, node).tolist())) for node in nodes.tolist()]
             assert found.tolist() == expected
 
@@ -54,6 +54,7 @@ def test_requests_with_one_filter_share_its_counts() -> None:
     trie = Trie.build(np.array([[0], [1], [1]]), [2])
     index = MaskIndex(trie, 3)
     own = index.compile(torch.tensor([True, False, True]))
+    assert own.counts is not None
     assert [count.tolist() for count in own.counts] == [[1, 1]]
     masks = index.requests([own, None, own])
     assert masks.which_B.tolist() == [0, 1, 0]

@@ -173,8 +173,8 @@ def test_the_interpolated_generator_is_a_distribution_over_items(seed: int, shar
     )  # fmt: skip
     prior = torch.ones(N_ITEMS)
     candidates = expand(
-        beams.leaf_BW, beams.log_prob_BW, item_start=trie.item_start, leaf_items=trie.leaf_items,
-        log_share=leaf_log_share(trie.item_start, trie.leaf_items, prior), guide=guide,
+        beams.leaf_BW, beams.log_prob_BW, trie=trie,
+        log_share=leaf_log_share(trie, prior), guide=guide,
     )  # fmt: skip
     total = candidates.log_prob_BC.exp().sum(1)
     assert torch.allclose(total, torch.ones(2), atol=1e-4)

@@ -20,10 +20,10 @@ NEVER = float("-inf")
 
 def test_an_ids_probability_is_shared_by_smoothed_prior_and_none_is_lost() -> None:
     trie = Trie.build(np.array([[0, 1], [0, 1], [1, 0]]), [2, 2], np.array([1.0, 5.0, 0.0]))
-    share = leaf_log_share(trie.item_start, trie.leaf_items, torch.tensor([1.0, 5.0, 0.0]))
+    share = leaf_log_share(trie, torch.tensor([1.0, 5.0, 0.0]))
     # items of one ID come by prior: item 1 (5 + 1 of 8), item 0 (1 + 1 of 8); an ID of one item gives it all
     assert share.exp().tolist() == pytest.approx([6 / 8, 2 / 8, 1.0])
-    even = leaf_log_share(trie.item_start, trie.leaf_items, torch.zeros(3), smoothing=2.0)
+    even = leaf_log_share(trie, torch.zeros(3), smoothing=2.0)
     assert even.exp().tolist() == pytest.approx([0.5, 0.5, 1.0])
 
 
@@ -40,14 +40,15 @@ def test_expanding_equals_a_loop(seed: int, shared_filter: bool, n_excluded: int
     allowed = torch.from_numpy(rng.random(n_items if shared_filter else (batch, n_items)) < 0.6)
     excluded = [torch.from_numpy(rng.integers(0, n_items, n_excluded)) for _ in range(batch)]
     found = expand(
-        leaf, log_prob, item_start=trie.item_start, leaf_items=trie.leaf_items, log_share=share,
+        leaf, log_prob, trie=trie, log_share=share,
         allowed=allowed, excluded=excluded,
     )  # fmt: skip
     longest = 0
     for row in range(batch):
         expected = []
         for beam, own in enumerate(leaf[row].tolist()):
-            for place in range(int(trie.item_start[own]), int(trie.item_start[own + 1])) if own >= 0 else ():
+            begin, size = (int(part[0]) for part in trie.places_of(np.array([max(own, 0)])))
+            for place in range(begin, begin + size) if own >= 0 else ():
                 item = int(trie.leaf_items[place])
                 passes = bool(allowed[item] if shared_filter else allowed[row, item])
                 if passes and item not in excluded[row].tolist():
@@ -64,9 +65,7 @@ def test_expanding_equals_a_loop(seed: int, shared_filter: bool, n_excluded: int
 def test_without_rules_every_item_of_every_beam_comes() -> None:
     trie = Trie.build(np.array([[0], [0], [1]]), [2])
     leaf = torch.tensor([[1, 0], [-1, -1]])
-    found = expand(
-        leaf, torch.zeros(2, 2), item_start=trie.item_start, leaf_items=trie.leaf_items, log_share=torch.zeros(3)
-    )
+    found = expand(leaf, torch.zeros(2, 2), trie=trie, log_share=torch.zeros(3))
     assert found.item_BC.tolist() == [[2, 0, 1], [-1, -1, -1]]
     assert found.beam_BC[0].tolist() == [0, 1, 1]
 

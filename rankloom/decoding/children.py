@@ -1,0 +1,75 @@
+"""The children of the beams of a level as one flat list, beam after beam, of which only what is asked for is spelled out.
+
+A beam of ten million items has a hundred thousand children at a level, of which a few hundred matter: those that survive,
+those that the memory names, those that a request excludes. So the list is kept by beam (where its children begin in the
+trie, how many there are); a place in the list is looked up, and a node of the trie finds its place.
+
+Shapes: B requests, W beams, N living (request, beam) pairs, C children of them, P asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankloom.semantic.offsets import Integers
+from rankloom.semantic.trie import Trie
+
+Indices = NDArray[np.int64]
+
+
+class Children:
+    """See the module's docstring.
+
+    Args:
+        level: of the codes that lead to the children, from 0.
+        node_BW: nodes of depth `level`, -1 for beams that do not exist.
+    """
+
+    def __init__(self, trie: Trie, level: int, node_BW: Indices) -> None:
+        self.trie, self.level = trie, level
+        node = node_BW.reshape(-1)
+        self.batch, self.width = node_BW.shape
+        self.pair_N = np.flatnonzero(node >= 0)
+        self.node_N = node[self.pair_N]
+        self.request_N = self.pair_N // self.width
+        self.begin_N, self.size_N = trie.children(level, self.node_N)
+        end = self.size_N.cumsum()
+        self.first_N = end - self.size_N
+        self.total = int(end[-1]) if len(end) else 0
+
+    def codes(self) -> Integers:
+        """(C,) the code of every child, in the trie's own type."""
+        return self.trie.codes_of_ranges(self.level, self.begin_N, self.size_N)
+
+    def spread(self, value_N: NDArray[Any]) -> NDArray[Any]:
+        """(C,) each pair's value for all of its children."""
+        return np.repeat(value_N, self.size_N)
+
+    def counts(self) -> Indices:
+        """(B,) children of each request."""
+        return np.bincount(self.request_N, weights=self.size_N, minlength=self.batch).astype(np.int64)
+
+    def owner(self, place_P: Indices) -> Indices:
+        """(P,) which of the N pairs the children at these places of the list belong to."""
+        return self.first_N.searchsorted(place_P, "right") - 1
+
+    def nodes(self) -> Indices:
+        """(C,) the node of depth `level + 1` of every child."""
+        return self.spread(self.begin_N - self.first_N) + np.arange(self.total)
+
+    def find(self, request_P: Indices, child_P: Indices) -> tuple[Indices, Indices]:
+        """Which of the (request, node of depth `level + 1`) pairs are in the list, and at which places."""
+        if not len(child_P) or not self.total:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        n_nodes = self.trie.n_nodes(self.level)
+        key_N = self.request_N * n_nodes + self.node_N
+        order = key_N.argsort()
+        key_N = key_N[order]
+        wanted = request_P * n_nodes + self.trie.parent(self.level, child_P)
+        at = np.minimum(key_N.searchsorted(wanted), len(key_N) - 1)
+        found = np.flatnonzero(key_N[at] == wanted)
+        owner = order[at[found]]
+        return found, self.first_N[owner] + child_P[found] - self.begin_N[owner]
