@@ -118,6 +118,8 @@ def lazy_model(seed: int) -> tuple[LazyDecoder, ContextBatch]:
     for parameter in model.parameters():
         if parameter.ndim >= 2:
             torch.nn.init.normal_(parameter, std=2.0 / parameter.shape[-1] ** 0.5)
+    # as `Rankloom` does when it takes a catalogue
+    model.items.tabulate()
     places = config.model.max_history
 
     def draw(high: int) -> torch.Tensor:
@@ -178,7 +180,7 @@ def answer(
         beams.leaf_BW, beams.log_prob_BW, trie=trie, log_share=log_share,
         allowed=masks.allowed_items(), excluded=excluded, guide=guide,
     )  # fmt: skip
-    _, state, _ = watch.of("select", model.start)(prefix)
+    state = watch.of("select", model.user)(prefix)
     select = watch.of("select", model.select_scores)(state, candidates.item_BC)
     own, whole = guide.items(candidates.item_BC)
     given = RefineInput(
@@ -299,7 +301,8 @@ def large_trie(n_ids: int, repeats: int, seed: int) -> dict[str, float]:
     swapped = (time.process_time() - begun) * 1e3
     warm = median_ms(lambda: beam_search(model, None, other, beam=BEAM, masks=other_masks), repeats)
     return {
-        "build": build, "bytes": trie.nbytes() / n_ids, "trie": watch.ms["trie"] / repeats, "sort": watch.ms["sort"] / repeats,
+        "build": build, "bytes": trie.nbytes() / n_ids,
+        "masks": (index.leaf_of_row.nbytes + index.unfiltered.allowed_I.nbytes) / n_ids, "trie": watch.ms["trie"] / repeats, "sort": watch.ms["sort"] / repeats,
         "first": swapped, "warm": warm,
     }  # fmt: skip
 
@@ -329,6 +332,7 @@ def main() -> int:
     tree = bench.cell({"trie": n_ids, "repeats": repeats, "seed": seed}, lambda: large_trie(n_ids, repeats, seed))
     bench.check(f"trie of {n_ids:,} IDs: build, seconds", round(tree["build"], 2), at_most=2 * n_ids / 10_000_000)
     bench.check(f"trie of {n_ids:,} IDs: bytes an ID", round(tree["bytes"], 1), at_most=9)
+    bench.row(system="trie", variant=f"{n_ids:,} IDs", metric="bytes an ID of the leaves of items, for masks", value=tree["masks"])
     share = tree["trie"] / (own["search"] + tree["trie"])
     bench.check(f"trie of {n_ids:,} IDs: share of a search of small, %", round(100 * share, 1), at_most=5)
     bench.check("first search after a swap over a warm one", round(tree["first"] / tree["warm"], 2), at_most=5)

@@ -650,8 +650,7 @@ class Rankloom:
         )
         select = None
         if self.config.selection.enabled:
-            _, state, _ = self.model.start(prefix)
-            select = self.model.select_scores(state, candidates.item_BC, when).float()
+            select = self.model.select_scores(self.model.user(prefix), candidates.item_BC, when).float()
         now = None
         if self._lifts is not None and when is not None:
             now = self._lifts.log_now(when, candidates.item_BC)
@@ -788,6 +787,7 @@ class Rankloom:
             attributes_IF=item_attributes(self.items),
             created_I=created_seconds(self.items),
         )
+        self.model.items.tabulate()
         self._trie = Trie.build(ids.codes, ids.codebook_sizes, ids.prior, rows=np.flatnonzero(self._alive))
         self._index = MaskIndex(self._trie, len(ids.codes))
         self._log_share = leaf_log_share(self._trie, torch.from_numpy(ids.prior))

@@ -15,12 +15,18 @@ Shapes: I catalogue size, Q levels, D width of z, C content width, F attribute t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rankloom.models.attributes import N_ATTRIBUTES
+
+_PART: Final = 65_536
+"""Rows whose vectors are worked out at a time."""
 
 
 class ItemEncoder(nn.Module):
@@ -76,6 +82,7 @@ class ItemEncoder(nn.Module):
         self.register_buffer("content_IC", content_IC.float(), persistent=False)
         self.register_buffer("attributes_IF", attributes_IF, persistent=False)
         self.register_buffer("created_I", _known_or_nan(created_I, len(codes_IQ)), persistent=False)
+        self._table: _Table | None = None
         self.register_buffer("trust_I", torch.ones(n_trained) if trust_I is None else trust_I.float())
 
     @property
@@ -91,6 +98,11 @@ class ItemEncoder(nn.Module):
     def forward(self, rows: Tensor, keep: Tensor | None = None) -> Tensor:
         """(..., D) vectors of catalogue rows; negative rows (padding) read row 0 and must be masked by the caller."""
         rows = rows.clamp_min(0)
+        if self._table is not None and keep is None and self._table.serves(self):
+            return functional.embedding(rows, self._table.vectors_ID)
+        return self._vectors(rows, keep)
+
+    def _vectors(self, rows: Tensor, keep: Tensor | None) -> Tensor:
         z = self.content(self.content_IC[rows].to(self.content.weight.dtype))
         codes = self.codes_IQ[rows]
         for level, table in enumerate(self.codes):
@@ -106,6 +118,25 @@ class ItemEncoder(nn.Module):
             z = z + self.learned(own) * trust[..., None].to(z.dtype)
         return self.dropout(z)  # type: ignore[no-any-return]
 
+    @torch.no_grad()
+    def tabulate(self) -> None:
+        """Works out every vector of the catalogue; until weights or catalogue change, one without gradients is looked up."""
+        self._table = None
+        if self.training or not self.n_items:
+            return
+        rows = torch.arange(self.n_items, device=self.codes_IQ.device)
+        parts = [self._vectors(rows[at : at + _PART], None) for at in range(0, len(rows), _PART)]
+        self._table = _Table(torch.cat(parts), [(own, own._version) for own in self._read()])
+
+    def _read(self) -> list[Tensor]:
+        """The tensors that vectors are made of."""
+        own = (*self.parameters(), self.codes_IQ, self.content_IC, self.trust_I, self.attributes_IF)
+        return [tensor for tensor in own if tensor is not None]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._table = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
     def replace_catalogue(
         self,
         codes_IQ: Tensor,
@@ -115,11 +146,29 @@ class ItemEncoder(nn.Module):
         created_I: Tensor | None = None,
     ) -> None:
         """Swaps in a catalogue whose first `n_trained` rows are the trained ones (items were added or removed)."""
+        self._table = None
         device = self.codes_IQ.device
         self.codes_IQ = codes_IQ.long().to(device)
         self.content_IC = content_IC.float().to(device)
         self.attributes_IF = None if attributes_IF is None else attributes_IF.to(device)
         self.created_I = _known_or_nan(created_I, len(codes_IQ)).to(device)
+
+
+@dataclass
+class _Table:
+    """Every vector of a catalogue, and the tensors that it was made of, as they were."""
+
+    vectors_ID: Tensor
+    made_of: list[tuple[Tensor, int]]
+
+    def serves(self, encoder: ItemEncoder) -> bool:
+        """Whether `encoder` would compute the same now, and no gradient is asked for."""
+        if encoder.training or torch.is_grad_enabled():
+            return False
+        now = encoder._read()
+        return len(now) == len(self.made_of) and all(
+            own is tensor and own._version == version for own, (tensor, version) in zip(now, self.made_of, strict=True)
+        )
 
 
 def trust(counts_I: Tensor, prior: float) -> Tensor:

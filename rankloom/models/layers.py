@@ -157,16 +157,18 @@ class SuffixSelfAttention(nn.Module):
         q, k, v = self.qkv(x_MLD).view(items, length, 3, self.n_heads, self.head_dim).unbind(2)
         return self.out(self._attend(q, k, v).reshape(items, length, dim))  # type: ignore[no-any-return]
 
-    def step(self, x_MD: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """One more code. `past` holds (M, P, H, E) keys and values of the codes before it."""
+    def step(self, x_MD: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One more code. `past` holds the (M, P, 2, H, E) keys and values of the codes before it."""
         items, dim = x_MD.shape
-        q, k, v = self.qkv(x_MD).view(items, 1, 3, self.n_heads, self.head_dim).unbind(2)
+        qkv = self.qkv(x_MD).view(items, 1, 3, self.n_heads, self.head_dim)
+        q, kv = qkv[:, :, 0], qkv[:, :, 1:]
         if past is not None:
-            k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
+            kv = torch.cat([past, kv], dim=1)
+        k, v = kv.unbind(2)
         scores = (q * k).sum(-1).float() / math.sqrt(self.head_dim)  # (M, P + 1, H)
         weights = torch.softmax(scores, dim=1).to(v.dtype)
         mixed = (weights[..., None] * v).sum(1)
-        return self.out(mixed.reshape(items, dim)), (k, v)
+        return self.out(mixed.reshape(items, dim)), kv
 
     def _attend(self, q_MLHE: Tensor, k_MLHE: Tensor, v_MLHE: Tensor) -> Tensor:
         # With three to five codes, products along E beat thousands of 4 x 4 matrix multiplications.

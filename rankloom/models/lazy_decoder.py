@@ -15,8 +15,9 @@ before the last), Q levels, D width, W beams, K codebook size, N context element
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from rankloom.config import Config, ModelConfig
 from rankloom.data.schema import SURFACES
 from rankloom.models.age import AgeHead, age_bucket
 from rankloom.models.context import ContextBatch, ContextKV, ContextProcessor, visibility
+from rankloom.models.folded import LIMIT, FoldedContext, FoldedDecoder
 from rankloom.models.items import ItemEncoder
 from rankloom.models.layers import (
     GatedFFN,
@@ -39,13 +41,22 @@ from rankloom.models.pool import HistoryPool
 
 @dataclass
 class Prefix:
-    """Everything about a batch of requests that no beam changes: computed once."""
+    """Everything about a batch of requests that no beam changes: computed once.
+
+    Attributes:
+        begun: hidden state and cache after BOS, once somebody asked; search and selection both start there.
+        decoder: the folded blocks that continue it, where no gradient is asked for; None leaves it to the plain ones.
+        folded: the context as folded blocks read it.
+    """
 
     kv: ContextKV
     rank_B1N: Tensor
     visible_B1N: Tensor
     surface_B: Tensor
     pool_BD: Tensor | None = None
+    begun: tuple[Tensor, SuffixCache] | None = None
+    decoder: FoldedDecoder | None = None
+    folded: FoldedContext | None = None
 
     @property
     def batch_size(self) -> int:
@@ -54,9 +65,9 @@ class Prefix:
 
 @dataclass
 class SuffixCache:
-    """Per layer the keys and values of the codes chosen so far, (B * W, P, H, E), and the beam count W."""
+    """Per layer the keys and values of the codes chosen so far, (B * W, P, 2, H, E), and the beam count W."""
 
-    layers: list[tuple[Tensor, Tensor]]
+    layers: list[Tensor]
     n_beams: int
 
 
@@ -121,6 +132,7 @@ class LazyDecoder(nn.Module):
         self.pool = HistoryPool(items.dim, max_history=config.max_history) if config.history_pool else None
         self.pool_in = nn.Linear(items.dim, dim, bias=False) if config.history_pool else None
         self.dropout = nn.Dropout(config.dropout)
+        self._folded: FoldedDecoder | None = None
         self._init_weights()
 
     @classmethod
@@ -235,10 +247,12 @@ class LazyDecoder(nn.Module):
         state: Tensor = self.select(self.select_norm(h_BOS))
         return self.dropout(state if pool is None else state + pool)  # type: ignore[no-any-return]
 
-    def _pool(self, batch: ContextBatch, vectors: Tensor, place_BT: Tensor) -> Tensor | None:
+    def _pool(self, batch: ContextBatch, vectors: Tensor, place_BT: Tensor, *, last: bool = False) -> Tensor | None:
         if self.pool is None:
             return None
         queries = None if batch.query_BQD is None else self.items.content(batch.query_BQD.to(vectors.dtype))
+        if last:
+            return self.pool.last(batch, vectors, queries)[:, None]
         pool: Tensor = self.pool(batch, vectors, place_BT, queries)
         return pool
 
@@ -260,10 +274,10 @@ class LazyDecoder(nn.Module):
         vectors = self.items(batch.item_BT)
         kv = self.context(batch, vectors)
         rank, visible = visibility(kv, batch.length_B[:, None], self.config.max_history)
-        pool = self._pool(batch, vectors, batch.length_B[:, None])
+        pool = self._pool(batch, vectors, batch.length_B[:, None], last=not torch.is_grad_enabled())
         if surface_B is None:
             surface_B = torch.zeros(batch.batch_size, dtype=torch.long, device=batch.item_BT.device)
-        return Prefix(kv, rank, visible, surface_B, None if pool is None else pool[:, 0])
+        return Prefix(kv, rank, visible, surface_B, None if pool is None else pool[:, 0], decoder=self._inference())
 
     def step(
         self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: SuffixCache | None
@@ -272,13 +286,60 @@ class LazyDecoder(nn.Module):
 
         At level 0 there is one beam and `codes_BW` is None; later `codes_BW` holds the codes chosen at `level - 1`.
         """
-        h_BWD, cache = self._advance(prefix, level, codes_BW, cache)
-        return self.heads[level](self.head_norms[level](h_BWD)), cache
+        h_BWD, cache = self._begin(prefix) if codes_BW is None else self._advance(prefix, level, codes_BW, cache)
+        return self._logits(prefix, h_BWD, level), cache
 
     def start(self, prefix: Prefix) -> tuple[Tensor, Tensor, SuffixCache]:
         """Level 0 with the user's state: ((B, 1, K_0) logits, (B, D_item) selection query, cache)."""
-        h_B1D, cache = self._advance(prefix, 0, None, None)
-        return self.heads[0](self.head_norms[0](h_B1D)), self.user_state(h_B1D[:, 0], prefix.pool_BD), cache
+        h_B1D, cache = self._begin(prefix)
+        return self._logits(prefix, h_B1D, 0), self._user(prefix, h_B1D[:, 0]), cache
+
+    def user(self, prefix: Prefix) -> Tensor:
+        """(B, D_item) selection query of each request."""
+        return self._user(prefix, self._begin(prefix)[0][:, 0])
+
+    def _user(self, prefix: Prefix, h_BD: Tensor) -> Tensor:
+        if prefix.decoder is None or torch.is_grad_enabled():
+            return self.user_state(h_BD, prefix.pool_BD)
+        state = prefix.decoder.user(h_BD)
+        return state if prefix.pool_BD is None else state + prefix.pool_BD
+
+    def _logits(self, prefix: Prefix, h_BWD: Tensor, level: int) -> Tensor:
+        if prefix.decoder is not None and not torch.is_grad_enabled():
+            return prefix.decoder.logits(h_BWD, level)
+        return self.heads[level](self.head_norms[level](h_BWD))  # type: ignore[no-any-return]
+
+    def _begin(self, prefix: Prefix) -> tuple[Tensor, SuffixCache]:
+        """The hidden state of BOS and the cache that holds it; kept in the prefix where no gradient is asked for."""
+        if torch.is_grad_enabled() or self.training:
+            return self._advance(prefix, 0, None, None)
+        if prefix.begun is None:
+            prefix.begun = self._advance(prefix, 0, None, None)
+        return prefix.begun
+
+    def _inference(self) -> FoldedDecoder | None:
+        """The folded blocks; None where gradients, training, another precision or their size ask for the plain ones."""
+        if torch.is_grad_enabled() or self.training or torch.is_autocast_enabled(self.bos.device.type):
+            return None
+        if self._folded is None or not self._folded.fresh:
+            if self.bos.dtype != torch.float32 or sum(p.numel() for p in self.blocks.parameters()) > LIMIT:
+                return None
+            norms = [own for own in self.head_norms if isinstance(own, RMSNorm)]
+            heads = [own for own in self.heads if isinstance(own, nn.Linear)]
+            self._folded = FoldedDecoder(self.lazy_blocks(), norms, heads, self.select_norm, self.select)
+        return self._folded
+
+    def train(self, mode: bool = True) -> Self:
+        self._folded = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._folded = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        self._folded = None
+        return super().load_state_dict(state_dict, strict, assign)
 
     def _advance(
         self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: SuffixCache | None
@@ -289,7 +350,10 @@ class LazyDecoder(nn.Module):
         else:
             h_BWD = self.code_inputs[level - 1](codes_BW)
         n_beams = h_BWD.shape[1]
-        layers: list[tuple[Tensor, Tensor]] = []
+        if prefix.decoder is not None and not torch.is_grad_enabled():
+            h_BWD, grown = prefix.decoder.advance(prefix, h_BWD, None if cache is None else cache.layers)
+            return h_BWD, SuffixCache(grown, n_beams)
+        layers: list[Tensor] = []
         for number, block in enumerate(self.lazy_blocks()):
             # beams of one request are rows of one matrix: its context is read once, never copied per beam
             normed = block.cross_norm(h_BWD)[:, None]
@@ -311,9 +375,13 @@ class LazyDecoder(nn.Module):
     def reorder(self, cache: SuffixCache, parent_BW: Tensor) -> SuffixCache:
         """The cache whose beam w continues the old beam `parent_BW[b, w]`."""
         batch, n_beams = parent_BW.shape
+        if cache.n_beams == 1:
+            # all beams continue BOS
+            shared = [kv[:, None].expand(-1, n_beams, *kv.shape[1:]).flatten(0, 1) for kv in cache.layers]
+            return SuffixCache(shared, n_beams)
         offset = torch.arange(batch, device=parent_BW.device)[:, None] * cache.n_beams
         rows = (parent_BW + offset).reshape(-1)
-        return SuffixCache([(k[rows], v[rows]) for k, v in cache.layers], n_beams)
+        return SuffixCache([kv.index_select(0, rows) for kv in cache.layers], n_beams)
 
     def score(self, prefix: Prefix, codes_NQ: Tensor) -> Tensor:
         """(B, N) log-probabilities of given SIDs, each the sum over levels of log-softmax over the whole codebook.

@@ -68,6 +68,19 @@ class HistoryPool(nn.Module):
             pool = pool + self.query_scale * _rms(own.to(query_BRD.dtype) @ query_BRD)
         return pool
 
+    def last(self, batch: ContextBatch, item_BPD: Tensor, query_BRD: Tensor | None = None) -> Tensor:
+        """(B, D) pools of the targets right after the histories, all heads at once: what serving asks for."""
+        age_BP = batch.length_B[:, None] - 1 - torch.arange(item_BPD.shape[1], device=item_BPD.device)
+        seen = (age_BP >= 0) & (age_BP < self.max_history) & (batch.item_BT >= 0)
+        weight_HBP = self.recency[:, age_BP.clamp(0, self.max_history - 1)] + self.kind[:, batch.kind_BT]
+        weight_HBP = torch.softmax(weight_HBP.masked_fill(~seen, -1e9), dim=-1) * seen * self.gate[:, batch.kind_BT]
+        mean_BHD = weight_HBP.transpose(0, 1).to(item_BPD.dtype) @ item_BPD
+        pool = (self.scale * _rms(mean_BHD)).sum(1)
+        if query_BRD is not None and batch.query_from_BQ is not None:
+            own = batch.query_from_BQ[:, None] == batch.length_B[:, None, None]
+            pool = pool + (self.query_scale * _rms(own.to(query_BRD.dtype) @ query_BRD))[:, 0]
+        return pool
+
 
 def _rms(x: Tensor) -> Tensor:
     """Unit root mean square; nothing stays nothing."""

@@ -73,3 +73,18 @@ def test_taste_starts_as_likeness_to_what_was_taken() -> None:
     likeness = vectors @ vectors[7]
     # the score is a dot product: long vectors score high, but what points away scores below what points along
     assert float(scores[likeness > 0.2].min()) > float(scores[likeness < -0.2].max())
+
+
+@torch.no_grad()
+def test_serving_pools_all_heads_at_once() -> None:
+    torch.manual_seed(0)
+    pool = HistoryPool(6, max_history=4)
+    for parameter in pool.parameters():
+        torch.nn.init.normal_(parameter)
+    batch = context([7, 0, 3])
+    batch.kind_BT = torch.randint(0, pool.kind.shape[1], batch.kind_BT.shape)
+    vectors, queries = torch.randn(3, 7, 6), torch.randn(3, 2, 6)
+    for query_from in (None, torch.tensor([[7, 3], [9, 9], [1, 3]])):
+        batch.query_from_BQ = query_from
+        slow = pool(batch, vectors, batch.length_B[:, None], queries)[:, 0]
+        torch.testing.assert_close(pool.last(batch, vectors, queries), slow, rtol=1e-5, atol=1e-6)
