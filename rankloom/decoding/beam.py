@@ -33,8 +33,8 @@ from rankloom.semantic.offsets import Integers
 from rankloom.semantic.trie import Trie
 
 Scores = NDArray[np.float32]
-_BLOCK: Final = 16
-"""Children whose best stands for them when a long list is cut."""
+_BLOCKS: Final = 8
+"""Parts for every beam that a long list is cut into; the best child of each stands for its part."""
 
 
 @dataclass
@@ -123,10 +123,12 @@ def beam_search(
     levels: list[LevelTrace] = []
     for level in range(trie.n_levels):
         chosen = None if level == 0 else torch.from_numpy(codes_BWL[:, :, -1].clip(0))
-        logits, cache = model.step(prefix, level, chosen, cache)
-        log_probs = logits.float()
-        if normalise == "codebook":
-            log_probs = torch.log_softmax(log_probs, dim=-1)
+        # nothing of the search is differentiated: what torch would note for that is left out
+        with torch.inference_mode():
+            logits, cache = model.step(prefix, level, chosen, cache)
+            log_probs = logits.float()
+            if normalise == "codebook":
+                log_probs = torch.log_softmax(log_probs, dim=-1)
         scored = _continuations(trie, level, node_BW, score_BW, log_probs, masks, normalise, guide, lift)
         kept = _best(scored, beam_B)
         at = (kept.request_P, kept.column_P)
@@ -139,7 +141,8 @@ def beam_search(
         codes_BWL[node_BW < 0] = -1
         parent = torch.from_numpy(parent_BW)
         if level + 1 < trie.n_levels:
-            cache = model.reorder(cache, parent)
+            with torch.inference_mode():
+                cache = model.reorder(cache, parent)
         if trace:
             legal = torch.from_numpy(_n_legal(scored))
             levels.append(LevelTrace(torch.from_numpy(node_BW), torch.from_numpy(score_BW), parent, legal))
@@ -240,10 +243,11 @@ def _cut(children: Children, score_C: Scores, beam_B: Indices) -> Indices:
 
 def _bound(score_C: Scores, width: int) -> float:
     """At most the `width`-th largest score, and hardly less."""
-    blocks = len(score_C) // _BLOCK
-    if blocks > 4 * width:
-        # as many blocks as `width` have a child that is as good
-        score_C = score_C[: blocks * _BLOCK].reshape(_BLOCK, blocks).max(axis=0)
+    size = len(score_C) // (_BLOCKS * width)
+    if size > 1:
+        # `width` parts have a child that is as good
+        blocks = len(score_C) // size
+        score_C = score_C[: blocks * size].reshape(size, blocks).max(axis=0)
     return float(torch.from_numpy(score_C).topk(width).values[-1])
 
 

@@ -4,11 +4,12 @@ A beam of ten million items has a hundred thousand children at a level, of which
 those that the memory names, those that a request excludes. So the list is kept by beam (where its children begin in the
 trie, how many there are); a place in the list is looked up, and a node of the trie finds its place.
 
-Shapes: B requests, W beams, N living (request, beam) pairs, C children of them, P asked for.
+Shapes: B requests, W beams, N living (request, beam) pairs, C children of them, P asked for, M named.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,15 @@ from rankloom.semantic.offsets import Integers
 from rankloom.semantic.trie import Trie
 
 Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Named:
+    """Some nodes of one depth, named for one request each: (M,) ascending pairs and the nodes' parents."""
+
+    request_M: Indices
+    node_M: Indices
+    parent_M: Indices
 
 
 class Children:
@@ -60,16 +70,22 @@ class Children:
         """(C,) the node of depth `level + 1` of every child."""
         return self.spread(self.begin_N - self.first_N) + np.arange(self.total)
 
-    def find(self, request_P: Indices, child_P: Indices) -> tuple[Indices, Indices]:
-        """Which of the (request, node of depth `level + 1`) pairs are in the list, and at which places."""
-        if not len(child_P) or not self.total:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    def find(self, named: Named) -> tuple[Indices, Indices, Indices]:
+        """Which of the named nodes of depth `level + 1` are in the list, the pairs they belong to, and their places."""
         n_nodes = self.trie.n_nodes(self.level)
+        parent_M = named.request_M * n_nodes + named.parent_M
         key_N = self.request_N * n_nodes + self.node_N
-        order = key_N.argsort()
-        key_N = key_N[order]
-        wanted = request_P * n_nodes + self.trie.parent(self.level, child_P)
-        at = np.minimum(key_N.searchsorted(wanted), len(key_N) - 1)
-        found = np.flatnonzero(key_N[at] == wanted)
-        owner = order[at[found]]
-        return found, self.first_N[owner] + child_P[found] - self.begin_N[owner]
+        begin_N = parent_M.searchsorted(key_N)
+        size_N = parent_M.searchsorted(key_N, "right") - begin_N
+        owner = np.repeat(np.arange(len(key_N)), size_N)
+        which = np.repeat(begin_N - size_N.cumsum() + size_N, size_N) + np.arange(len(owner))
+        return which, owner, named.node_M[which] + (self.first_N - self.begin_N)[owner]
+
+
+def runs(*keys_M: Indices) -> NDArray[np.bool_]:
+    """(M,) where a run of equal keys begins."""
+    first = np.zeros(len(keys_M[0]), dtype=np.bool_)
+    first[:1] = True
+    for key in keys_M:
+        first[1:] |= key[1:] != key[:-1]
+    return first

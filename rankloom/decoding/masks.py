@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rankloom.decoding.children import Children, Indices
+from rankloom.decoding.children import Children, Indices, Named, runs
 from rankloom.semantic.trie import Trie
 
 
@@ -73,21 +73,24 @@ class RequestMasks:
     unique: list[NodeCounts]
     which_B: Indices
     excluded: list[Tensor]
-    _blocked: list[tuple[Indices, Indices]] = field(default_factory=list)
-    """Per depth 1..L the (request, node) pairs all of whose allowed items are excluded, ascending."""
+    _blocked: list[Named] = field(default_factory=list)
+    """Per depth 1..L the nodes all of whose allowed items the request excludes."""
 
     def __post_init__(self) -> None:
         request, row = self._excluded_rows()
-        nodes = self.index.trie.path(self.index.leaf_of_row.numpy()[row]) if len(row) else []
-        for depth in range(1, self.index.trie.n_levels + 1):
-            if not len(row):
-                self._blocked.append((row, row))
-                continue
-            n_nodes = self.index.trie.n_nodes(depth)
-            pairs, taken = np.unique(request * n_nodes + nodes[depth - 1], return_counts=True)
-            of, node = np.divmod(pairs, n_nodes)
-            closed = taken >= self._totals(depth, of, node)
-            self._blocked.append((of[closed], node[closed]))
+        if not len(row):
+            self._blocked = [Named(row, row, row)] * self.index.trie.n_levels
+            return
+        leaf = self.index.leaf_of_row.numpy()[row]
+        # in the order of the leaves, nodes of every depth come in order
+        order = np.lexsort((leaf, request))
+        request, above = request[order], np.zeros(len(order), dtype=np.int64)
+        for depth, node in enumerate(self.index.trie.path(leaf[order]), start=1):
+            first = np.flatnonzero(runs(request, node))
+            taken = np.diff(first, append=len(node))
+            first = first[taken >= self._totals(depth, request[first], node[first])]
+            self._blocked.append(Named(request[first], node[first], above[first]))
+            above = node
 
     def _excluded_rows(self) -> tuple[Indices, Indices]:
         """The distinct (request, catalogue row) pairs that exclusions take out of what the filters allow."""
@@ -95,9 +98,8 @@ class RequestMasks:
         request = np.repeat(np.arange(len(rows)), [len(own) for own in rows])
         row = np.concatenate(rows) if rows else request
         inside = (row >= 0) & (row < self.index.n_rows)
-        request, row = np.divmod(
-            np.unique(request[inside] * self.index.n_rows + row[inside]), max(1, self.index.n_rows)
-        )
+        pairs = np.sort(request[inside] * self.index.n_rows + row[inside])
+        request, row = np.divmod(pairs[runs(pairs)], max(1, self.index.n_rows))
         # an excluded item that the filter already drops must not be subtracted twice
         allowed = self._ask(request, lambda own, at: own.allowed_I.numpy()[row[at]], np.bool_)
         return request[allowed], row[allowed]
@@ -128,12 +130,12 @@ class RequestMasks:
         passes = self._totals(depth, request_N, node_N) > 0
         blocked = self._blocked[depth - 1]
         n_nodes = self.index.trie.n_nodes(depth)
-        passes &= ~np.isin(request_N * n_nodes + node_N, blocked[0] * n_nodes + blocked[1])
+        passes &= ~np.isin(request_N * n_nodes + node_N, blocked.request_M * n_nodes + blocked.node_M)
         return passes
 
     def legal(self, children: Children) -> NDArray[np.bool_] | None:
         """(C,) what `open` says of the children of a level's beams; None where all are open."""
-        _, place = children.find(*self._blocked[children.level])
+        place = children.find(self._blocked[children.level])[2]
         if all(own.counts is None for own in self.unique):
             if not len(place):
                 return None

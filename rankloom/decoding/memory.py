@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from rankloom.decoding.children import Children, Indices
+from rankloom.decoding.children import Children, Indices, Named, runs
 from rankloom.decoding.masks import MaskIndex
 
 WINDOW: Final = 20
@@ -154,19 +154,29 @@ class Guide:
         leaf = index.leaf_of_row.numpy()[item]
         by_leaf, amount = _summed(request * max(1, self._sizes[-2]) + leaf, item_amount)
         request, leaf = np.divmod(by_leaf, max(1, self._sizes[-2]))
-        nodes = [np.zeros_like(leaf), *index.trie.path(leaf)]
-        # nodes come in the order of their leaves, so that nothing is sorted again
-        self._named = [_runs(request, node, amount) for node in nodes]
-        self._named.append((*np.divmod(key, max(1, index.n_rows)), item_amount))
-        self._keys = [own[0] * size + own[1] for size, own in zip(self._sizes, self._named, strict=True)]
+        # per depth 0..L + 1 the nodes (then catalogue rows) that the memory names, as keys, and what it has below them
+        self._named: list[Named] = []
+        self._keys: list[Indices] = []
+        self._amounts: list[NDArray[np.float64]] = []
+        above = np.zeros_like(leaf)
+        for depth, node in enumerate([above, *index.trie.path(leaf)]):
+            # nodes come in the order of their leaves, so that nothing is sorted again
+            first = np.flatnonzero(runs(request, node))
+            named = Named(request[first], node[first], above[first])
+            self._named.append(named)
+            self._keys.append(named.request_M * self._sizes[depth] + named.node_M)
+            self._amounts.append(np.add.reduceat(amount, first) if len(first) else amount)
+            above = node
+        self._keys.append(key)
+        self._amounts.append(item_amount)
 
     def _amount(self, depth: int, request_P: Indices, node_P: Indices) -> NDArray[np.float64]:
         keys = self._keys[depth]
         if not len(keys):
-            return np.zeros(len(node_P))
+            return np.zeros(node_P.shape)
         wanted = request_P * self._sizes[depth] + node_P
         at = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
-        return np.where(keys[at] == wanted, self._named[depth][2][at], 0.0)
+        return np.where(keys[at] == wanted, self._amounts[depth][at], 0.0)
 
     def amount(self, depth: int, request: Tensor, node: Tensor) -> Tensor:
         """(P,) memory below each (request, node of a depth 0..L); depth L + 1 asks for catalogue rows."""
@@ -192,9 +202,8 @@ class Guide:
         if not whole_N.any():
             return
         log_prob_C += children.spread(self._left(whole_N))
-        request, node, part = self._named[depth]
-        which, place = children.find(request, node)
-        told = self._told(part[which], whole_N[children.owner(place)])
+        which, owner, place = children.find(self._named[depth])
+        told = self._told(self._amounts[depth][which], whole_N[owner])
         log_prob_C[place] = np.logaddexp(log_prob_C[place], told)
 
     def _left(self, whole: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -212,16 +221,8 @@ def _summed(key: Indices, amount: NDArray[np.float64]) -> tuple[Indices, NDArray
     """Distinct keys, ascending, and what belongs to each."""
     order = key.argsort(kind="stable")
     key = key[order]
-    first = np.flatnonzero(np.diff(key, prepend=key[:1] - 1))
+    first = np.flatnonzero(runs(key))
     return key[first], np.add.reduceat(amount[order], first) if len(first) else amount[:0]
-
-
-def _runs(request: Indices, node: Indices, amount: NDArray[np.float64]) -> tuple[Indices, Indices, NDArray[np.float64]]:
-    """Distinct neighbouring (request, node) pairs and what belongs to each."""
-    changed = np.ones(len(node), dtype=np.bool_)
-    changed[1:] = (request[1:] != request[:-1]) | (node[1:] != node[:-1])
-    first = np.flatnonzero(changed)
-    return request[first], node[first], np.add.reduceat(amount, first) if len(first) else amount
 
 
 def latest_first(item_E: Tensor, counts_E: Tensor, start_B: Tensor, stop_B: Tensor, *, places: int = 20) -> Tensor:

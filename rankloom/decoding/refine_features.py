@@ -10,8 +10,11 @@ Shapes: B requests, C generated items, P latest items of the history, F features
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -19,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Floats = NDArray[np.float32]
 PLACES: Final = 60
 """Latest items of the history that are read."""
 NEAR: Final = 12
@@ -41,7 +45,7 @@ SEARCH_FEATURES: Final = (
     "relevance", "relevance rank", "relevant", "coverage", "coverage of the best", "near the query", "history says",
 )  # fmt: skip
 """What is read beside them when somebody searches."""
-_SILENT: Final = -9.0
+_HARDLY: Final = math.exp(-9.0)
 _NEVER: Final = 200
 _LEAST: Final = 1e-4
 
@@ -145,133 +149,158 @@ def item_sizes(items: pl.DataFrame) -> Tensor:
 
 def features(given: RefineInput, facts: ItemFacts) -> Tensor:
     """(B, C, F) float32 in the order of `FEATURES`, and of `SEARCH_FEATURES` for searches; anything for padding."""
-    real = given.item_BC >= 0
-    item = given.item_BC.clamp_min(0)
-    generator = torch.log_softmax(given.log_prob_BC, dim=-1)
-    selection = torch.log_softmax(given.select_BC, dim=-1)
-    nothing = torch.zeros_like(generator)
-    memory = nothing if given.memory_BC is None else given.memory_BC
-    count = facts.count_I[item]
-    age = nothing if given.age_BC is None else torch.nan_to_num(given.age_BC, nan=0.0).clamp(0, 90)
-    columns = [
+    item_BC = given.item_BC.numpy()
+    real, item = item_BC >= 0, np.maximum(item_BC, 0)
+    generator, selection = (
+        torch.log_softmax(own.detach(), dim=-1).numpy() for own in (given.log_prob_BC, given.select_BC)
+    )
+    nothing = np.zeros(item.shape, dtype=np.float32)
+    memory = nothing if given.memory_BC is None else given.memory_BC.numpy()
+    count = facts.count_I.numpy()[item]
+    age = nothing
+    if given.age_BC is not None:
+        age = np.minimum(np.maximum(np.where(np.isnan(given.age_BC.numpy()), 0.0, given.age_BC.numpy()), 0.0), 90.0)
+    group_BCG = facts.group_IG.numpy()[item]
+    own = [
         generator,
         selection,
         _log_rank(generator, real),
         _log_rank(selection, real),
-        nothing if given.memory_BC is None else memory.clamp_min(np.exp(_SILENT)).log(),
-        nothing if given.now_BC is None else given.now_BC,
-        (count + 1).log(),
+        nothing if given.memory_BC is None else np.log(np.maximum(memory, _HARDLY)),
+        nothing if given.now_BC is None else given.now_BC.numpy(),
+        np.log(count + 1),
         count == 0,
-        facts.watched_I[item],
-        torch.log1p(age.float()),
+        facts.watched_I.numpy()[item],
+        np.log1p(age),
         age / 30,
         *_nearness(given, facts, item),
-        nothing if given.told_B is None else torch.log1p(given.told_B)[:, None].expand_as(generator),
+        0.0 if given.told_B is None else np.log1p(given.told_B.numpy())[:, None],
         *_sightings(given, item),
-        *_groups(given, facts, item),
-        *_sizes(given, facts, item),
-        *_company(facts.group_IG[item], real, (generator.exp(), selection.exp(), memory)),
-        *([] if given.query is None else _words(given.query)),
     ]
-    out = torch.stack([column.float() for column in columns], dim=-1)
-    return torch.where(torch.isfinite(out), out, -30.0)
+    blocks = [
+        _columns(own, item.shape),
+        _groups(given, facts, group_BCG),
+        _sizes(given, facts, item),
+        _company(group_BCG, real, (np.exp(generator), np.exp(selection), memory)),
+        *([] if given.query is None else [_columns(_words(given.query), item.shape)]),
+    ]
+    out = np.concatenate(blocks, axis=-1)
+    return torch.from_numpy(np.where(np.isfinite(out), out, np.float32(-30.0)))
 
 
-def _weights(seen: Tensor, decay: float) -> Tensor:
+def _columns(columns: Sequence[NDArray[Any] | float], shape: tuple[int, ...]) -> Floats:
+    out = np.empty((*shape, len(columns)), dtype=np.float32)
+    for place, column in enumerate(columns):
+        out[..., place] = column
+    return out
+
+
+def _weights(seen: NDArray[np.bool_], decay: float) -> Floats:
     """(B, P) weights of the places of a history, summing to 1 where there is any."""
-    weight = decay ** torch.arange(seen.shape[1]) * seen
-    return weight / weight.sum(1, keepdim=True).clamp_min(1e-6)
+    weight = _decays(seen.shape[1], decay) * seen
+    total: Floats = weight.sum(1, keepdims=True)
+    return np.divide(weight, np.maximum(total, np.float32(1e-6)), dtype=np.float32)
 
 
-def _nearness(given: RefineInput, facts: ItemFacts, item: Tensor) -> list[Tensor]:
+@functools.cache
+def _decays(places: int, decay: float) -> Floats:
+    return (decay ** np.arange(places)).astype(np.float32)
+
+
+def _theirs(table: Tensor, history: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(B, P, ..) labels of the items of a history, -1 where there is no item or its label is unknown."""
+    label = table.numpy()[np.maximum(history, 0)]
+    return np.where((label > 0) & (history >= 0)[:, :, None], label, -1)
+
+
+def _nearness(given: RefineInput, facts: ItemFacts, item: NDArray[np.int64]) -> list[NDArray[Any]]:
     """Cosines and attributes in common with the near places, whether it was seen, and what kind of request this is."""
-    history = given.history_BP[:, :NEAR]
-    seen, history = history >= 0, history.clamp_min(0)
+    history = given.history_BP.numpy()[:, :NEAR]
+    seen = history >= 0
     weight = _weights(seen, DECAY)[:, None]
-    near = torch.einsum("bcd,bpd->bcp", facts.unit_ID[item], facts.unit_ID[history]) * seen[:, None]
-    shared = torch.zeros_like(near)
+    own, theirs = (torch.from_numpy(facts.unit_ID.numpy()[rows]) for rows in (item, np.maximum(history, 0)))
+    near = torch.bmm(own, theirs.transpose(1, 2)).numpy() * seen[:, None]
+    shared = np.zeros_like(near)
     if facts.tokens_IA is not None:
-        for column in range(facts.tokens_IA.shape[1]):
-            own, theirs = facts.tokens_IA[item, column], facts.tokens_IA[history, column]
-            shared = shared + ((own[:, :, None] == theirs[:, None]) & (own > 0)[:, :, None]) * seen[:, None]
+        tokens, known = facts.tokens_IA.numpy()[item], _theirs(facts.tokens_IA, history)
+        for column in range(tokens.shape[2]):
+            shared += tokens[:, :, None, column] == known[:, None, :, column]
     return [
         near[:, :, 0],
-        near.amax(-1),
+        near.max(-1),
         (near * weight).sum(-1),
-        given.seen_BC,
-        given.search_B[:, None].expand_as(item),
-        (seen.sum(1).float() / NEAR)[:, None].expand_as(item),
+        given.seen_BC.numpy(),
+        given.search_B.numpy()[:, None],
+        (seen.sum(1) / NEAR)[:, None],
         shared[:, :, 0],
         (shared * weight).sum(-1),
     ]
 
 
-def _sightings(given: RefineInput, item: Tensor) -> list[Tensor]:
+def _sightings(given: RefineInput, item: NDArray[np.int64]) -> list[NDArray[Any]]:
     """Whether the item is among the near places, how often among all, and one over the steps since."""
-    same = (item[:, :, None] == given.history_BP[:, None]) & (given.history_BP >= 0)[:, None]
-    places = torch.arange(same.shape[2])
-    steps = torch.where(same, places, _NEVER + len(places)).amin(-1)
-    return [same[:, :, :NEAR].any(-1), torch.log1p(same.sum(-1).float()), 1 / (1 + steps.float())]
+    same = item[:, :, None] == given.history_BP.numpy()[:, None]
+    times = same.sum(-1)
+    steps = np.where(times > 0, same.argmax(-1), _NEVER + same.shape[2])
+    return [steps < NEAR, np.log1p(times.astype(np.float32)), 1 / (1 + steps.astype(np.float32))]
 
 
-def _groups(given: RefineInput, facts: ItemFacts, item: Tensor) -> list[Tensor]:
-    """Per grouping the share of the history in the item's group; then whether the last item is in it."""
-    seen, history = given.history_BP >= 0, given.history_BP.clamp_min(0)
-    weight = _weights(seen, LONG_DECAY)[:, None]
-    shares, last = [], []
-    for column in range(facts.group_IG.shape[1]):
-        own, theirs = facts.group_IG[item, column], facts.group_IG[history, column]
-        same = (own[:, :, None] == theirs[:, None]) & (own > 0)[:, :, None] & seen[:, None]
-        shares.append((same * weight).sum(-1))
-        last.append(same[:, :, 0])
-    return shares + last
+def _groups(given: RefineInput, facts: ItemFacts, group_BCG: NDArray[np.int64]) -> Floats:
+    """(B, C, 2 G): the share of the history in the item's group of each grouping; then whether the last item is in it."""
+    history = given.history_BP.numpy()
+    theirs_BGP = _theirs(facts.group_IG, history).transpose(0, 2, 1)
+    same = group_BCG[..., None] == theirs_BGP[:, None]
+    shares = (same * _weights(history >= 0, LONG_DECAY)[:, None, None]).sum(-1)
+    return np.concatenate([shares, same[..., 0]], axis=-1)
 
 
-def _sizes(given: RefineInput, facts: ItemFacts, item: Tensor) -> list[Tensor]:
-    """How far price and duration lie from the person's mean, in octaves: with sign, and without."""
-    seen, history = given.history_BP >= 0, given.history_BP.clamp_min(0)
-    out = []
-    for column in range(facts.size_I2.shape[1]):
-        own, theirs = facts.size_I2[item, column], facts.size_I2[history, column]
-        weight = LONG_DECAY ** torch.arange(seen.shape[1]) * (seen & ~torch.isnan(theirs))
-        total = weight.sum(1, keepdim=True)
-        usual = (weight * torch.nan_to_num(theirs)).sum(1, keepdim=True) / total.clamp_min(1e-6)
-        gap = torch.where((total > 0) & ~torch.isnan(own), torch.nan_to_num(own) - usual, 0.0)
-        out += [gap, gap.abs()]
-    return out
+def _sizes(given: RefineInput, facts: ItemFacts, item: NDArray[np.int64]) -> Floats:
+    """(B, C, 4): how far price, then duration, lie from the person's mean, in octaves: with sign, and without."""
+    history, sizes = given.history_BP.numpy(), facts.size_I2.numpy()
+    own, theirs = sizes[item], sizes[np.maximum(history, 0)]
+    known = (history >= 0)[:, :, None] & ~np.isnan(theirs)
+    weight = _decays(history.shape[1], LONG_DECAY)[:, None] * known
+    total = weight.sum(1)
+    usual = (weight * np.where(known, theirs, np.float32(0))).sum(1) / np.maximum(total, np.float32(1e-6))
+    gap = np.where((total > 0)[:, None] & ~np.isnan(own), own - usual[:, None], np.float32(0))
+    return np.stack([gap, np.abs(gap)], axis=-1).reshape(*item.shape, -1)
 
 
-def _company(group_BCG: Tensor, real: Tensor, opinions: tuple[Tensor, ...]) -> list[Tensor]:
-    """Log of what each opinion gives to all candidates of the item's category, then of its first code."""
-    request = torch.arange(len(real))[:, None]
-    out = []
-    for column in (GROUPINGS.index("category"), GROUPINGS.index("code")):
-        group = group_BCG[:, :, column]
-        span = int(group.max()) + 1 if group.numel() else 1
-        keys, place = torch.unique(request * span + group, return_inverse=True)
-        counted = real & (group > 0)
-        for opinion in opinions:
-            amount = torch.where(counted, opinion, 0.0).double()
-            # added one by one, so that padding and neighbours in the batch change nothing
-            total = torch.zeros(len(keys), dtype=torch.float64).index_add(0, place.reshape(-1), amount.reshape(-1))
-            out.append(torch.where(counted, total[place], 0.0).clamp_min(_LEAST).log())
-    return out
+def _company(group_BCG: NDArray[np.int64], real: NDArray[np.bool_], opinions: tuple[NDArray[Any], ...]) -> Floats:
+    """(B, C, 6): log of what each opinion gives to all candidates of the item's category, then of its first code."""
+    columns = [GROUPINGS.index("category"), GROUPINGS.index("code")]
+    group = group_BCG[:, :, columns]
+    counted = real[:, :, None] & (group > 0)
+    span = int(group.max(initial=0)) + 1
+    # a number for each request, grouping and group
+    key = (np.arange(len(real))[:, None, None] * len(columns) + np.arange(len(columns))) * span + group
+    place = np.unique(key, return_inverse=True)[1].reshape(key.shape)
+    out = np.empty((*key.shape, len(opinions)), dtype=np.float32)
+    for number, opinion in enumerate(opinions):
+        # added one by one, so that padding and neighbours in the batch change nothing
+        amount = np.where(counted, opinion[:, :, None], 0.0)
+        total = np.bincount(place.reshape(-1), weights=amount.reshape(-1))
+        out[..., number] = np.log(np.maximum(np.where(counted, total[place], 0.0), _LEAST))
+    return out.reshape(*real.shape, -1)
 
 
-def _words(query: QueryEvidence) -> list[Tensor]:
+def _words(query: QueryEvidence) -> list[NDArray[Any]]:
     """How the item stands to the query: by its words, by its meaning, and what the history says of it."""
+    relevance, coverage = query.relevance_BC.numpy(), query.coverage_BC.numpy()
     return [
-        query.relevance_BC,
-        -query.place_BC.clamp_min(1e-3).log(),
-        query.relevance_BC > 0,
-        query.coverage_BC,
-        query.coverage_BC.amax(1, keepdim=True).expand_as(query.coverage_BC),
-        query.near_BC,
-        query.behaviour_BC.clamp_min(np.exp(_SILENT)).log(),
+        relevance,
+        -np.log(np.maximum(query.place_BC.numpy(), 1e-3)),
+        relevance > 0,
+        coverage,
+        coverage.max(1, keepdims=True),
+        query.near_BC.numpy(),
+        np.log(np.maximum(query.behaviour_BC.numpy(), _HARDLY)),
     ]
 
 
-def _log_rank(score: Tensor, real: Tensor) -> Tensor:
-    ordered = torch.where(real, score, float("-inf")).sort(dim=1, descending=True, stable=True).indices
-    rank = torch.empty_like(ordered).scatter_(1, ordered, torch.arange(score.shape[1]).expand_as(ordered))
-    return torch.log1p(rank.float())
+def _log_rank(score_BC: Floats, real: NDArray[np.bool_]) -> Floats:
+    """(B, C) log of one plus each item's place by a score; ties keep their order."""
+    order = np.argsort(np.where(real, -score_BC, np.float32(np.inf)), axis=1, kind="stable")
+    rank = np.empty(order.shape, dtype=np.float32)
+    rank[np.arange(len(order))[:, None], order] = np.arange(order.shape[1])
+    return np.log1p(rank)

@@ -109,8 +109,9 @@ def expand(
         keep &= allowed.numpy()[item] if allowed.ndim == 1 else allowed.numpy()[request, item]
     if excluded is not None and any(len(rows) for rows in excluded):
         span = 1 + max(int(item.max(initial=0)), *(int(rows.max()) for rows in excluded if len(rows)))
-        banned = np.concatenate([rows.numpy() + number * span for number, rows in enumerate(excluded)])
-        keep &= ~np.isin(item + request * span, banned)
+        banned = np.sort(np.concatenate([rows.numpy() + number * span for number, rows in enumerate(excluded)]))
+        asked = item + request * span
+        keep &= banned[np.minimum(banned.searchsorted(asked), len(banned) - 1)] != asked
     if not keep.all():
         item, log_prob, request, pair = item[keep], log_prob[keep], request[keep], pair[keep]
     batch, width = leaf_BW.shape

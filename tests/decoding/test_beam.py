@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rankloom.config import Config
-from rankloom.decoding.beam import beam_search
+from rankloom.decoding.beam import _best, _Scored, beam_search
+from rankloom.decoding.children import Children
 from rankloom.decoding.masks import MaskIndex
 from rankloom.models.context import ContextBatch
 from rankloom.models.lazy_decoder import LazyDecoder
@@ -235,3 +236,36 @@ def test_beams_of_no_width_or_number_are_refused() -> None:
             beam_search(TiedGenerator(), 1, trie, beam=beam, masks=masks)
     with pytest.raises(ValueError, match="2 beam widths for 1 requests"):
         beam_search(TiedGenerator(), 1, trie, beam=[3, 3], masks=masks)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 9999),
+    counts=st.lists(st.integers(0, 900), min_size=1, max_size=3),
+    beams=st.lists(st.integers(1, 12), min_size=3, max_size=3),
+    ties=st.booleans(),
+    share=st.sampled_from([None, 0.5, 0.01]),
+)
+def test_the_best_of_a_long_list_are_those_of_a_full_sort(
+    seed: int, counts: list[int], beams: list[int], ties: bool, share: float | None
+) -> None:
+    rng = np.random.default_rng(seed)
+    # one level: the children of the root, some of them illegal
+    size = max(counts) + 1
+    trie = Trie.build(np.arange(size)[:, None], [size])
+    batch = len(counts)
+    children = Children(trie, 0, np.zeros((batch, 1), dtype=np.int64))
+    score = rng.normal(size=children.total).astype(np.float32)
+    if ties:
+        score = score.round(0)
+    legal = None if share is None else rng.random(children.total) < share
+    beam = np.array(beams[:batch])
+    kept = _best(_Scored(children, children.codes(), score, legal), beam)
+    expected = []
+    for request in range(batch):
+        own = [place for place in range(size) if legal is None or legal[request * size + place]]
+        own = sorted(own, key=lambda place, at=request * size: (-score[at + place], place))[: beam[request]]
+        expected += [(request, column, place) for column, place in enumerate(own)]
+    found = zip(kept.request_P.tolist(), kept.column_P.tolist(), kept.node_P.tolist(), strict=True)
+    assert list(found) == expected
+    assert kept.score_P.tolist() == [score[request * size + place] for request, _, place in expected]

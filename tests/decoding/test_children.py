@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankloom.decoding.children import Children
+from rankloom.decoding.children import Children, Named
 from rankloom.decoding.masks import MaskIndex
 from rankloom.decoding.memory import Guide
 from rankloom.semantic.trie import Trie
@@ -38,13 +38,14 @@ def test_places_owners_and_nodes_agree_with_loops(seed: int, level: int, size: i
     assert [tuple(int(part) for part in own) for own in found] == expected
     assert children.codes().tolist() == trie.codes_of(level, children.nodes()).tolist()
     assert children.counts().tolist() == [sum(own[0] == request for own in expected) for request in range(3)]
-    request, child = rng.integers(0, 3, 40), rng.integers(0, trie.n_nodes(level + 1), 40)
-    which, place = children.find(request, child)
+    pairs = sorted({(int(rng.integers(0, 3)), int(rng.integers(0, trie.n_nodes(level + 1)))) for _ in range(40)})
+    request, child = np.array(pairs).T
+    which, owner, place = children.find(Named(request, child, trie.parent(level, child)))
     at = {(request, child): number for number, (request, _, child) in enumerate(expected)}
-    pairs = list(zip(request.tolist(), child.tolist(), strict=True))
     assert dict(zip(which.tolist(), place.tolist(), strict=True)) == {
         number: at[own] for number, own in enumerate(pairs) if own in at
     }
+    assert owner.tolist() == children.owner(place).tolist()
 
 
 @settings(max_examples=40, deadline=None)

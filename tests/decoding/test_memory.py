@@ -224,3 +224,12 @@ def test_an_item_is_in_a_history_when_its_own_row_range_names_it(seed: int, n: i
     for row in range(batch):
         own = set(logged[bounds[row, 0] : bounds[row, 1]].tolist())
         assert found[row].tolist() == [item in own for item in wanted[row].tolist()]
+
+
+def test_a_memory_with_nothing_to_say_answers_in_the_shape_of_the_question() -> None:
+    trie = Trie.build(np.array([[0], [1]]), [2])
+    nothing = torch.zeros(0, dtype=torch.long)
+    guide = Guide(MaskIndex(trie, 2), (nothing, nothing, torch.zeros(0)), share=0.5)
+    told, whole = guide.items(torch.tensor([[0, 1, -1], [1, -1, -1]]))
+    assert told.tolist() == [[0.0] * 3] * 2
+    assert whole.tolist() == [[0.0]] * 2
