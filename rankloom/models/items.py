@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +132,10 @@ class ItemEncoder(nn.Module):
         """The tensors that vectors are made of."""
         own = (*self.parameters(), self.codes_IQ, self.content_IC, self.trust_I, self.attributes_IF)
         return [tensor for tensor in own if tensor is not None]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is made to be given another catalogue."""
+        return {**vars(self), "_table": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._table = None

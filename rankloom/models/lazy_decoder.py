@@ -333,6 +333,10 @@ class LazyDecoder(nn.Module):
         self._folded = None
         return super().train(mode)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has weights of its own, or is about to: it folds them itself."""
+        return {**vars(self), "_folded": None}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._folded = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -125,3 +126,20 @@ def test_search_and_selection_begin_at_one_bos() -> None:
     assert model.step(prefix, 0, None, None)[1] is cache
     assert torch.equal(model.start(prefix)[0], logits)
     assert torch.equal(model.start(prefix)[1], model.user(prefix))
+
+
+@torch.no_grad()
+def test_a_copy_folds_its_own_weights_and_looks_nothing_up() -> None:
+    model = small_model()
+    model.items.tabulate()
+    batch = context([5])
+    before = model.start(model.prefill(batch))[0]
+    twin = copy.deepcopy(model)
+    change_in_place(twin)
+    twin.items.content.weight += 1.0
+    assert torch.equal(model.start(model.prefill(batch))[0], before)
+    logits = twin.start(twin.prefill(batch))[0]
+    with torch.enable_grad():
+        plain = twin.start(twin.prefill(batch))[0].detach()
+    torch.testing.assert_close(logits, plain, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(logits, before)
