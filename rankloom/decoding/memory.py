@@ -204,7 +204,9 @@ class Guide:
         log_prob_C += children.spread(self._left(whole_N))
         which, owner, place = children.find(self._named[depth])
         told = self._told(self._amounts[depth][which], whole_N[owner])
-        log_prob_C[place] = np.logaddexp(log_prob_C[place], told)
+        # a broken model's scores are told by whoever asks for them
+        with np.errstate(invalid="ignore"):
+            log_prob_C[place] = np.logaddexp(log_prob_C[place], told)
 
     def _left(self, whole: NDArray[np.float64]) -> NDArray[np.float32]:
         """Log of what the memory leaves to the model."""
