@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from rankloom.data.sequences import VALID, Cases, Sequences
+from rankloom.decoding.choices import Choices
 from rankloom.decoding.refine import Refiner, fit_refiner
 from rankloom.decoding.select import Weights
 from rankloom.progress import track
-from rankloom.recommender import Choices, Rankloom
+from rankloom.recommender import Rankloom
 from rankloom.training.features import FeatureTable
 
 FloatArray = NDArray[np.float64]

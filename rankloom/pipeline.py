@@ -30,6 +30,7 @@ from rankloom.config import Config
 from rankloom.data import schema
 from rankloom.data.sequences import TRAIN, Sequences, load_sequences
 from rankloom.data.shop import Shop
+from rankloom.decoding.choices import UNTRIED_SEARCH
 from rankloom.decoding.exposure import Exposure
 from rankloom.decoding.memory import BehaviourMemory
 from rankloom.decoding.query_memory import QueryMemory, searched_texts
@@ -39,7 +40,7 @@ from rankloom.files import atomic_file, check_replaceable, read_json, sha256_fil
 from rankloom.models.age import log_rates
 from rankloom.models.attributes import item_attributes
 from rankloom.models.items import trust
-from rankloom.recommender import UNTRIED_SEARCH, Rankloom
+from rankloom.recommender import Rankloom
 from rankloom.semantic.tokenizer import Tokenizer
 from rankloom.training.batches import SequenceBatches
 from rankloom.training.features import FeatureTable, hashed_user_features

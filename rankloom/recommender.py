@@ -13,27 +13,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
-from rankloom import model_folder
 from rankloom.browsing import SORTED_FROM, matching, sort_values
 from rankloom.browsing import facets as facets_of
-from rankloom.building import build_model, created_seconds, watched
+from rankloom.building import created_seconds, watched
 from rankloom.config import Config
 from rankloom.data import schema
 from rankloom.data.filters import parse_filter
 from rankloom.decoding.beam import BeamResult, beam_search
+from rankloom.decoding.choices import UNTRIED_SEARCH, Choices
 from rankloom.decoding.exposure import Exposure, LiftTables
 from rankloom.decoding.masks import MaskIndex, NodeCounts
 from rankloom.decoding.memory import BehaviourMemory, Guide, in_history, latest_first
@@ -52,7 +50,6 @@ from rankloom.decoding.refine_features import (
 from rankloom.decoding.select import Candidates, Weights, expand, leaf_log_share, mix_scores, top_k, with_memory
 from rankloom.decoding.trace import BeamTrace, trace_of
 from rankloom.errors import RankloomError
-from rankloom.files import atomic_folder, read_json, write_json
 from rankloom.models.attributes import item_attributes
 from rankloom.models.lazy_decoder import LazyDecoder
 from rankloom.reasons import Reasons
@@ -62,6 +59,7 @@ from rankloom.semantic.stuffing import witness_groups
 from rankloom.semantic.tokenizer import Tokenizer
 from rankloom.semantic.trie import Trie
 from rankloom.semantic.words import words
+from rankloom.storing import load, save
 from rankloom.training.features import FeatureTable, kind_code
 
 
@@ -72,19 +70,6 @@ class Ranking:
     item_BK: Tensor
     score_BK: Tensor
     log_prob_BK: Tensor
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What validation chose for searches, beside what the model keeps for the feed."""
-
-    weights: Weights
-    generator_weights: Weights
-    refiner: Refiner | None = None
-
-
-UNTRIED_SEARCH: Final = Choices(Weights(mix=1.0, memory=0.9, words=4.0), Weights(mix=1.0, memory=0.9))
-"""For a shop whose log has no searches to choose on: the words decide most."""
 
 
 @dataclass
@@ -158,83 +143,7 @@ class Rankloom:
         Raises:
             RankloomError: not a model folder, or a missing or damaged file, by name.
         """
-        folder = Path(path)
-        manifest = model_folder.check(folder)
-        config_path, ids_path, items_path, histories_path, memory_path = (
-            folder / name
-            for name in (
-                model_folder.CONFIG,
-                model_folder.SEMANTIC_IDS,
-                model_folder.ITEMS,
-                model_folder.HISTORIES,
-                model_folder.MEMORY,
-            )
-        )
-        with model_folder.reading(config_path):
-            raw = read_json(config_path)
-            own, tokenizer_meta = raw["model"], raw["tokenizer"]
-            n_trained, mask_seen, weights = int(own["n_trained"]), bool(own["mask_seen"]), Weights(**own["weights"])
-            alone = Weights(**own["generator_weights"]) if "generator_weights" in own else None
-            searching = {name: Weights(**value) for name, value in own.get("search", {}).items()}
-            removed = np.asarray(own["removed"], dtype=np.int64)
-            dated, attributed, log_end = bool(own["dated"]), bool(own["attributed"]), own["log_end"]
-            config = Config.parse(raw["config"], place=str(config_path))
-        with model_folder.reading(ids_path):
-            tokenizer = Tokenizer.from_state(model_folder.read_arrays(ids_path), tokenizer_meta)
-            alive = np.ones(len(tokenizer.semantic_ids.codes), dtype=np.bool_)
-            alive[removed] = False
-        with model_folder.reading(items_path):
-            items = pl.read_parquet(items_path)
-            if items.height != len(alive) or not {"item_id", "title"} <= set(items.columns):
-                raise ValueError(f"{items.height} items for {len(alive)} semantic IDs")
-        with model_folder.reading(histories_path):
-            histories = pl.read_parquet(histories_path) if histories_path.exists() else empty_histories()
-        with model_folder.reading(memory_path):
-            memory = None
-            if memory_path.exists():
-                memory = BehaviourMemory.from_arrays(model_folder.read_arrays(memory_path))
-        exposure_path = folder / model_folder.EXPOSURE
-        with model_folder.reading(exposure_path):
-            exposure = None
-            if exposure_path.exists():
-                exposure = Exposure.from_arrays(model_folder.read_arrays(exposure_path))
-        refiner_path = folder / model_folder.REFINER
-        with model_folder.reading(refiner_path):
-            refiner = None
-            if refiner_path.exists():
-                refiner = Refiner.from_arrays(model_folder.read_arrays(refiner_path))
-        search_refiner_path = folder / model_folder.SEARCH_REFINER
-        with model_folder.reading(search_refiner_path):
-            search_refiner = None
-            if search_refiner_path.exists():
-                search_refiner = Refiner.from_arrays(model_folder.read_arrays(search_refiner_path), searches=True)
-        query_path = folder / model_folder.QUERY_MEMORY
-        with model_folder.reading(query_path):
-            query_memory = None
-            if query_path.exists():
-                query_memory = QueryMemory.from_arrays(model_folder.read_arrays(query_path), searched_texts(items))
-        with model_folder.reading(folder / model_folder.WEIGHTS):
-            model = build_model(config, tokenizer, items, n_trained=n_trained, dated=dated, attributed=attributed)
-            model.load_state_dict(model_folder.read_tensors(folder / model_folder.WEIGHTS))
-        return cls(
-            config=config,
-            tokenizer=tokenizer,
-            model=model,
-            items=items,
-            histories=histories,
-            mask_seen=mask_seen,
-            weights=weights,
-            generator_weights=alone,
-            memory=memory,
-            exposure=exposure,
-            refiner=refiner,
-            query_memory=query_memory,
-            search_choices=Choices(**searching, refiner=search_refiner) if searching else UNTRIED_SEARCH,
-            metadata=raw.get("metadata", {}),
-            model_version=manifest["model_version"],
-            alive=alive,
-            log_end=None if log_end is None else float(log_end),
-        )
+        return cls(**load(path))
 
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False, extra: dict[str, str] | None = None) -> str:
         """Writes the model folder, atomically; returns the model version.
@@ -245,49 +154,7 @@ class Rankloom:
         Raises:
             RankloomError: the folder exists and `overwrite` is not set, or it is not a model folder.
         """
-        arrays, meta = self.tokenizer.state()
-        with atomic_folder(path, overwrite=overwrite, marker=model_folder.MANIFEST) as folder:
-            self.items.write_parquet(folder / model_folder.ITEMS, compression="zstd")
-            self._histories.write_parquet(folder / model_folder.HISTORIES, compression="zstd")
-            save_arrays(model_folder.contiguous(arrays), folder / model_folder.SEMANTIC_IDS)
-            if self.memory is not None:
-                save_arrays(model_folder.contiguous(self.memory.arrays()), folder / model_folder.MEMORY)
-            if self.exposure is not None:
-                save_arrays(model_folder.contiguous(self.exposure.arrays()), folder / model_folder.EXPOSURE)
-            if self.refiner is not None:
-                save_arrays(model_folder.contiguous(self.refiner.arrays()), folder / model_folder.REFINER)
-            if self.query_memory is not None:
-                save_arrays(model_folder.contiguous(self.query_memory.arrays()), folder / model_folder.QUERY_MEMORY)
-            search = self.search_choices
-            if search.refiner is not None:
-                save_arrays(model_folder.contiguous(search.refiner.arrays()), folder / model_folder.SEARCH_REFINER)
-            weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
-            save_tensors(weights, folder / model_folder.WEIGHTS)
-            write_json(
-                folder / model_folder.CONFIG,
-                {
-                    "config": self.config.model_dump(mode="json"),
-                    "tokenizer": meta,
-                    "model": {
-                        "n_trained": self.model.items.n_trained,
-                        "mask_seen": self.mask_seen,
-                        "weights": asdict(self.weights),
-                        "generator_weights": asdict(self.generator_weights),
-                        "search": {
-                            "weights": asdict(search.weights),
-                            "generator_weights": asdict(search.generator_weights),
-                        },
-                        "removed": np.flatnonzero(~self._alive).tolist(),
-                        "dated": self.model.age is not None,
-                        "attributed": self.model.items.attributes is not None,
-                        "log_end": self.log_end,
-                    },
-                    "metadata": self.metadata,
-                },
-            )
-            for name, text in (extra or {}).items():
-                (folder / name).write_text(text, encoding="utf-8")
-            self.model_version = model_folder.write_manifest(folder, parents=self.metadata.get("parents", {}))
+        self.model_version = save(self, path, overwrite=overwrite, extra=extra or {})
         return self.model_version
 
     # -- asking ----------------------------------------------------------------------------------------------------
@@ -296,6 +163,16 @@ class Rankloom:
     def users(self) -> list[str]:
         """People whose history the folder holds."""
         return list(self._history_row)
+
+    @property
+    def histories(self) -> pl.DataFrame:
+        """The last interactions of every person that the folder holds."""
+        return self._histories
+
+    @property
+    def alive(self) -> NDArray[np.bool_]:
+        """(I,) which catalogue rows may be shown; removed items keep their row."""
+        return self._alive
 
     @property
     def semantic_ids(self) -> SemanticIds:
@@ -907,19 +784,3 @@ def _in_order(rows: list[int], value_I: NDArray[np.float64], among: NDArray[np.i
     """The rows by ascending value, equal ones as they were; where some are `among` the matches, these alone."""
     kept = rows if among is None else [row for row, found in zip(rows, np.isin(rows, among), strict=True) if found]
     return sorted(kept or rows, key=lambda row: float(value_I[row]))
-
-
-def empty_histories() -> pl.DataFrame:
-    """The histories table with no rows."""
-    return pl.DataFrame(
-        schema={
-            "user_id": pl.String(),
-            "item_ids": pl.List(pl.String()),
-            "events": pl.List(pl.String()),
-            "timestamps": pl.List(schema.TIME),
-            "watch_s": pl.List(pl.Float64()),
-            "surfaces": pl.List(pl.String()),
-            "positions": pl.List(pl.Int32()),
-            "queries": pl.List(pl.String()),
-        }
-    )

@@ -14,11 +14,12 @@ from rankloom.choosing import FEW, choose_search, questions
 from rankloom.config import Config
 from rankloom.data.sequences import VALID, load_sequences
 from rankloom.data.shop import Shop
+from rankloom.decoding.choices import UNTRIED_SEARCH
 from rankloom.decoding.refine_features import FEATURES, SEARCH_FEATURES
 from rankloom.decoding.select import Weights
 from rankloom.errors import RankloomError
 from rankloom.pipeline import feature_table, query_memory_of, train
-from rankloom.recommender import UNTRIED_SEARCH, Rankloom
+from rankloom.recommender import Rankloom
 from rankloom.requests import Recommendation, Request
 from rankloom.semantic.words import words
 

@@ -1,0 +1,22 @@
+"""What validation chose for searches; the feed's weights and refiner are the model's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from rankloom.decoding.refine import Refiner
+from rankloom.decoding.select import Weights
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How searches are joined and ordered, the generator's weights where it is asked alone, and their refiner."""
+
+    weights: Weights
+    generator_weights: Weights
+    refiner: Refiner | None = None
+
+
+UNTRIED_SEARCH: Final = Choices(Weights(mix=1.0, memory=0.9, words=4.0), Weights(mix=1.0, memory=0.9))
+"""For a shop whose log has no searches to choose on: the words decide most."""
