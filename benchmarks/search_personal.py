@@ -22,6 +22,7 @@ from _common import Benchmark, argument_parser
 from numpy.typing import NDArray
 
 from rankloom.config import Config
+from rankloom.data.shop import Shop
 from rankloom.evaluation.search.lexical import DEFAULT_B, DEFAULT_K1, Index
 from rankloom.evaluation.search.systems import index_texts
 from rankloom.evaluation.search.words import all_terms
@@ -63,7 +64,8 @@ def main() -> int:
 
 
 def measure(folder: Path, seed: int, scale: float, preset: Any, quick: bool) -> dict[str, Any]:
-    shop = generate_bazaar(folder / "shop", seed=seed, scale=scale)
+    made = folder / "shop"
+    shop = Shop.open(made) if made.exists() else generate_bazaar(made, seed=seed, scale=scale)
     if not (folder / "model").exists():
         config = Config.preset_config(preset).with_overrides([f"seed={seed}", *(["training.max_epochs=3"] if quick else [])])
         train(shop.path, folder / "model", config, resume=(folder / "model.training").exists(), say=print)
