@@ -1,9 +1,10 @@
 """Titles that claim too much: which words of an item's text its category does not bear out.
 
 A seller may write `dress toy phone case best seller` behind `cast iron pan` to be found by every search. The other items of its
-category are the witness: a word that is frequent in the catalogue and less than half as frequent among them is foreign to
-the item. One or two foreign words are honest (a lavender dish soap); of an item that has more than `ALLOWED`, none is
-believed. A rare word is never foreign, and an item without a category, or of one with few items, is believed.
+category are the witness: a word that is frequent in the catalogue and clearly less frequent among them is foreign to the
+item. A few foreign words are honest (a lavender dish soap); an item that has more than `ALLOWED` is suspect, and of its
+frequent words only those are believed that are typical of its category. A rare word is always believed, and so is an item
+without a category.
 
 Shapes: I items, V words, E entries of a CSR matrix.
 """
@@ -21,8 +22,12 @@ LEAST: Final = 20
 """Items of a category that can bear witness; smaller ones are read with their parent."""
 FREQUENT: Final = 0.005
 """Share of the catalogue that has a word worth stuffing."""
+FOREIGN: Final = 0.7
+"""A word is foreign to a category where its share is below so much of that in the catalogue."""
 ALLOWED: Final = 4
 """Foreign words that an honest title may have."""
+TYPICAL: Final = 2.0
+"""A word is typical of a category where its share is at least so many times that in the catalogue."""
 
 
 def witness_groups(items: pl.DataFrame) -> NDArray[np.int64]:
@@ -62,9 +67,10 @@ def believed(text_IV: sparse.csr_matrix, group_I: NDArray[np.int64]) -> sparse.c
     _, place, together = np.unique(group_E * n_words + word, return_inverse=True, return_counts=True)
     others_E = (together[place] - 1) / np.maximum(size[np.maximum(group_E, 0)] - 1, 1)
     usual_E = (everywhere[word] - 1) / max(n - 1, 1)
-    foreign_E = judged & (everywhere[word] >= max(10.0, FREQUENT * n)) & (others_E < 0.5 * usual_E)
-    many_I = np.bincount(item[foreign_E], minlength=n) > ALLOWED
-    kept_E = ~(foreign_E & many_I[item])
+    frequent_E = judged & (everywhere[word] >= max(10.0, FREQUENT * n))
+    foreign_E = frequent_E & (others_E < FOREIGN * usual_E)
+    suspect_I = np.bincount(item[foreign_E], minlength=n) > ALLOWED
+    kept_E = ~(frequent_E & suspect_I[item] & (others_E < TYPICAL * usual_E))
     start = np.r_[0, np.cumsum(np.bincount(item[kept_E], minlength=n))]
     entries: Any = (text_IV.data[kept_E], text_IV.indices[kept_E], start)
     return sparse.csr_matrix(entries, shape=(n, n_words))
