@@ -87,6 +87,7 @@ class Validation:
             when = None if self.when is None else self.when[part]
             scores = model.catalogue_scores(user, self.candidates, None if when is None else ages.buckets(when))
             own = model.select_scores(user, target[:, None], when)[:, 0].float()
+            self._agree(scores, own, target)
             if self.mask_seen:
                 scores = self._mask(scores, part, target)
             rank = (scores > own[:, None]).sum(1)
@@ -97,6 +98,12 @@ class Validation:
             totals["valid_ndcg@10"] += float((hit / torch.log2(rank.float() + 2)).sum())
         model.train(was_training)
         return {name: value / max(1, len(self.row)) for name, value in totals.items()}
+
+    def _agree(self, scores: Tensor, own: Tensor, target: Tensor) -> None:
+        """In place: the target's score among the candidates is its own, so that rounding puts nothing above itself."""
+        place = torch.searchsorted(self.candidates, target).clamp_max(len(self.candidates) - 1)
+        row = torch.nonzero(self.candidates[place] == target)[:, 0]
+        scores[row, place[row]] = own[row].to(scores.dtype)
 
     def _mask(self, scores: Tensor, part: slice, target: Tensor) -> Tensor:
         start, stop = self.begin[part], self.row[part]
