@@ -7,7 +7,7 @@ Trains planners on the training periods of the recorded log and scores them in e
 * **Plan validity**: share of plans, made at several ticks of recorded days, whose remaining budget never rises (by more than 1% of the budget a tick);
   beside it of those that also stay within the budget and whose clock runs, and with a strict tolerance; completer against plain diffuser.
 * **Aligner step** lambda: Score and distance of R(plan) from y.
-* **Property control**: early spend and roughness asked low, as they come, and high; what the played days then have, and what it costs.
+* **Property control**: early spend and unevenness asked low, as they come, and high; what the played days then have, and what it costs.
 * **Latency** of one decision for 64 campaigns on one thread: full chain, few steps, student; GAVE beside them.
 
     python benchmarks/bidding_cbd.py [--json FILE] [--seeds 0 1 2] [--quick]
@@ -93,7 +93,9 @@ def validity(planner: CbdController, steps: int) -> dict[str, float]:
 def properties_of(results: list[DayResult]) -> dict[str, list[float]]:
     """Per (day, seat)."""
     rows_NC = torch.cat([trajectory_properties(from_result(each, period=0), torch.zeros(each.campaigns.n)) for each in results])
-    return {name: rows_NC[:, place].tolist() for place, name in enumerate(PROPERTIES) if name != "return"}
+    found: dict[str, list[float]] = {name: rows_NC[:, place].tolist() for place, name in enumerate(PROPERTIES) if name != "return"}
+    spend_NT = np.concatenate([each.history.spend_NT for each in results])
+    return found | {"roughness": (spend_NT.std(axis=1) / spend_NT.mean(axis=1).clip(1e-9)).tolist()}
 
 
 def milliseconds(planner: Controller, shop: Bench, ticks: tuple[int, ...] = (0, 12, 24, 36, 46)) -> float:
@@ -238,13 +240,13 @@ def main() -> int:
         results = played(planner)
         return properties_of(results) | {"score": measured(results)["score"]}
 
-    for name in ("early_spend", "roughness"):
+    for name in ("early_spend", "unevenness"):
         got = {
             label: bench.cell({"ask": name, "wish": wish}, lambda n=name, w=wish: shaped(n, w))
             for label, wish in (("low", -WISH), ("nothing", None), ("high", WISH))
         }
         for label, found in got.items():
-            for metric in (name, "score"):
+            for metric in (name, "roughness", "score"):
                 bench.row(system="CBD", variant=f"{name} asked: {label}", metric=metric, value=float(np.mean(found[metric])), n=len(found[metric]))
         for below, above in (("low", "nothing"), ("nothing", "high")):
             mean, low, high = paired_bootstrap(np.array(got[above][name]), np.array(got[below][name]))

@@ -30,6 +30,7 @@ from rankloom.bidding.curves import MarketPrior
 from rankloom.bidding.day import DayResult, play_day
 from rankloom.bidding.learned.base import TrainingSet, prepare
 from rankloom.bidding.learned.cbd import (
+    PROPERTIES,
     CbdConfig,
     CbdController,
     PlannedDays,
@@ -76,6 +77,8 @@ EXPERT_MEMBERS, EXPERT_TRUST = 2, 0.7
 SHAPE_LIMIT: Final = 0.6
 """Of what `Shaped` does to a log multiplier."""
 SHAPED_SEED: Final = 1000
+PACE_FLOOR: Final = 0.1
+"""Added to the shares of budget and day that are compared, so that the first ticks do not decide a day."""
 
 
 @dataclass(frozen=True)
@@ -301,31 +304,34 @@ def populate(
 class Shaped:
     """A controller whose spending is shaped on purpose, each campaign's day in its own way.
 
-    Half of the campaigns spend early or late: multipliers times exp(tilt) in the first tick, exp(-tilt) in the last, a straight line in logs between
-    them. The others spend more or less evenly: lower multipliers the more the last four ticks spent above an even share of what is left. (Bidding
-    less where a tick offers more does not smooth spending, nor does looking at the last tick alone, which overshoots.)
+    Some campaigns spend early or late: multipliers times exp(tilt) in the first tick, exp(-tilt) in the last, a straight line in logs between
+    them. Others spend more or less evenly: lower multipliers the more of the budget is gone beyond the share of the day that is over, higher
+    ones where spending lags behind. (Looking at the last ticks' spend instead overshoots, and bidding less where a tick offers more does not smooth.)
     """
 
-    def __init__(self, inner: Controller, *, tilt_sd: float = 0.35, evenness: tuple[float, float] = (-0.1, 0.25)) -> None:
+    def __init__(self, inner: Controller, *, tilt_sd: float = 0.35, evenness: tuple[float, float] = (-0.12, 0.35)) -> None:
         self.name = f"{inner.name}, shaped"
         self.inner = inner
         self.tilt_sd, self.evenness = tilt_sd, evenness
         self._tilt_N = self._even_N = np.zeros(0)
+        self.shaped_NC = torch.zeros(0, len(PROPERTIES), dtype=torch.bool)
+        """In which of `PROPERTIES` each campaign of the days started so far was shaped: two fifths in one, two fifths in the other, a fifth in both."""
 
     def start(self, campaigns: Campaigns, seed: int) -> None:
         rng = np.random.default_rng((seed, 41))
-        tilted_N = rng.random(campaigns.n) < 0.5
+        drawn_N = rng.random(campaigns.n)
+        tilted_N, evened_N = drawn_N < 0.6, drawn_N > 0.4
         self._tilt_N = np.where(tilted_N, self.tilt_sd * rng.standard_normal(campaigns.n), 0.0)
-        self._even_N = np.where(tilted_N, 0.0, rng.uniform(*self.evenness, campaigns.n))
+        self._even_N = np.where(evened_N, rng.uniform(*self.evenness, campaigns.n), 0.0)
+        shaped_NC = np.stack([np.zeros_like(tilted_N), tilted_N, evened_N], axis=1)
+        self.shaped_NC = torch.cat([self.shaped_NC, torch.from_numpy(shaped_NC)])
         self.inner.start(campaigns, seed)
 
     def decide(self, observation: Observation) -> Decision:
         decision = self.inner.decide(observation)
         shape_N = self._tilt_N * (1 - 2 * observation.tick / (N_TICKS - 1))
-        if observation.tick:
-            share_N = np.maximum(observation.remaining_N, 1e-9) / (N_TICKS - observation.tick)
-            spent_N = observation.history.spend_NT[:, -4:].mean(axis=1)
-            shape_N = shape_N - self._even_N * np.clip(np.log((spent_N + 0.1 * share_N) / (1.1 * share_N)), -1.5, 1.5)
+        spent_N = 1 - observation.remaining_N / observation.campaigns.budget_N
+        shape_N = shape_N - self._even_N * np.log((spent_N + PACE_FLOOR) / (observation.tick / N_TICKS + PACE_FLOOR))
         return replace(decision, multiplier_N=decision.multiplier_N * np.exp(np.clip(shape_N, -SHAPE_LIMIT, SHAPE_LIMIT)))
 
 
@@ -346,7 +352,8 @@ def shaped_days(experience: Experience, *, effort: Effort | None = None, seed: i
         return build_population(market.curves, market.training_M, controller, config=config, seed=seed + SHAPED_SEED)
 
     watched = _Watched(expert)
-    days, twins = play(Shaped(watched)), play(expert)
+    shaper = Shaped(watched)
+    days, twins = play(shaper), play(expert)
     looked = watched.looked()
     whole = looked is not None and len(looked) == days.n
     shaped = prepare(
@@ -358,7 +365,7 @@ def shaped_days(experience: Experience, *, effort: Effort | None = None, seed: i
     return PlannedDays(
         join((data, shaped)),
         torch.cat([usual_NC, shape_NC]),
-        torch.cat([torch.zeros(data.n, dtype=torch.bool), torch.ones(days.n, dtype=torch.bool)]),
+        torch.cat([torch.zeros(data.n, len(PROPERTIES), dtype=torch.bool), shaper.shaped_NC]),
     )
 
 

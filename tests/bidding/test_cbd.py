@@ -34,6 +34,7 @@ from rankloom.bidding.learned.cbd import (
     trajectory_properties,
 )
 from rankloom.bidding.learned.fitting import FitConfig
+from rankloom.bidding.learned.unet import TemporalUNet
 from rankloom.bidding.protocol import N_TICKS, Decision, Observation
 from rankloom.bidding.replay import ReplayMarket
 from rankloom.bidding.trajectories import Trajectories
@@ -230,9 +231,12 @@ def test_properties_by_hand(log: Trajectories) -> None:
     found = trajectory_properties(shaped, torch.arange(log.n).float())
     assert found[:, PROPERTIES.index("early_spend")].tolist() == pytest.approx([0.75] * log.n)
     flat = replace(log, history=replace(log.history, spend_NT=np.ones((log.n, N_TICKS))))
-    smooth = trajectory_properties(flat, torch.zeros(log.n))[:, PROPERTIES.index("roughness")]
+    smooth = trajectory_properties(flat, torch.zeros(log.n))[:, PROPERTIES.index("unevenness")]
     assert smooth.max() < 1e-5
-    assert (found[:, PROPERTIES.index("roughness")] > 3).all()
+    # three quarters from the first tick on, all of it from the 41st on
+    line = np.arange(1, N_TICKS + 1) / N_TICKS
+    by_hand = np.abs(np.where(np.arange(N_TICKS) < 40, 0.75, 1.0) - line).mean()
+    assert found[:, PROPERTIES.index("unevenness")].tolist() == pytest.approx([by_hand] * log.n, abs=1e-5)
 
 
 def test_a_plan_is_valid_while_its_budget_never_rises_and_its_clock_runs() -> None:
@@ -289,23 +293,36 @@ def test_conditions_are_dropped_one_by_one(model: CbdController, data: TrainingS
     assert (condition[:, :3][condition[:, 3:6] == 0] == 0).all()
 
 
-def test_a_shaped_day_is_always_shown_with_its_shape_and_asks_nothing_of_the_return_target(
+def test_a_shaped_day_is_shown_with_what_it_was_shaped_in_and_asks_nothing_of_the_return_target(
     model: CbdController, data: TrainingSet, log: Trajectories
 ) -> None:
     days = PlannedDays.of(data, log)
     g = torch.Generator().manual_seed(0)
-    shaped_B = torch.arange(2000) % 2 == 0
-    drawn = model.draw_condition(days.properties_NC[:1].repeat(2000, 1), model.static(data.x_NTD[:1]).repeat(2000, 1), g, shaped_B)
-    assert (drawn[shaped_B, 4:6] == 1).all()
-    assert drawn[~shaped_B, 4:6].mean().item() == pytest.approx(0.4, abs=0.05)
-    assert drawn[shaped_B, 3].mean().item() == pytest.approx(0.8, abs=0.05)
+    shaped_BC = torch.zeros(2000, 3, dtype=torch.bool)
+    shaped_BC[0::4, 1], shaped_BC[1::4, 2], shaped_BC[2::4, 1:] = True, True, True
+    drawn = model.draw_condition(days.properties_NC[:1].repeat(2000, 1), model.static(data.x_NTD[:1]).repeat(2000, 1), g, shaped_BC)
+    for kind, shown in ((0, [1.0, 0.0]), (1, [0.0, 1.0]), (2, [1.0, 1.0])):
+        assert (drawn[kind::4, 4:6] == torch.tensor(shown)).all()
+        assert drawn[kind::4, 3].mean().item() == pytest.approx(0.8, abs=0.05)
+    assert drawn[3::4, 4:6].mean().item() == pytest.approx(0.4, abs=0.05)
     # however much the shaped days earned, what is thought attainable stays
     half = torch.arange(data.n) % 2 == 0
+    shaped = half[:, None] & torch.tensor([False, True, True])
     richer = replace(data, return_NT=torch.where(half[:, None], data.return_NT + 5.0, data.return_NT))
-    with_shaped = train_cbd(replace(days, data=richer, shaped_N=half), cbd=SMALL, config=FEW, quiet=True)[0]
-    without = train_cbd(replace(days, shaped_N=half), cbd=SMALL, config=FEW, quiet=True)[0]
+    with_shaped = train_cbd(replace(days, data=richer, shaped_NC=shaped), cbd=SMALL, config=FEW, quiet=True)[0]
+    without = train_cbd(replace(days, shaped_NC=shaped), cbd=SMALL, config=FEW, quiet=True)[0]
     mine, theirs = with_shaped.target.state_dict(), without.target.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_the_planner_answers_a_wish_differently_in_different_states(data: TrainingSet) -> None:
+    """What a wish does to the answer is no constant added to it."""
+    torch.manual_seed(0)
+    network = TemporalUNet(columns=3, condition=2, widths=(8, 8, 8))
+    x, known, step = torch.randn(2, N_TICKS, 3), torch.zeros(2, N_TICKS), torch.zeros(2)
+    wished, not_wished = (network(x, known, step, torch.full((2, 2), wish)) for wish in (1.0, 0.0))
+    effect = wished - not_wished
+    assert (effect[0] - effect[1]).abs().mean() > 0.1 * effect.abs().mean()
 
 
 def test_joined_sets_are_the_sets_one_after_the_other(data: TrainingSet) -> None:

@@ -6,7 +6,7 @@ plan's next state.
 * **Completer** (section on training): per SAMPLE a diffusion step k and a query length t ~ U[0, T-1] are drawn; positions 0..t hold the clean observed
   states, t+1..T-1 noised ones; the loss counts the answer t+1..T-1 alone. Sampling starts from noise and writes the observed states into
   their places before EVERY denoising step. `completer=False` is a plain decision diffuser (DiffBid): everything noised, loss everywhere.
-* **Condition** y: trajectory properties (return, share spent in the first half, roughness of spend), each z-scored and each present or not
+* **Condition** y: trajectory properties (return, share spent in the first half, unevenness of spend), each z-scored and each present or not
   (dropped independently in training), beside what the campaign is. Guidance weight 1: the conditional model alone. The shape of spending is told
   as the difference to what the campaign spends by itself, and learned from days that were shaped on purpose (`PlannedDays`): the raw share differs
   three times as much between campaigns and their traffic as by anything a bidder does.
@@ -59,7 +59,7 @@ PLAN: Final = (
 PLAN_COLUMNS: Final = tuple(STATE.index(name) for name in PLAN)
 STATIC: Final = ("log_budget_in_conversions", "log_target")
 STATIC_COLUMNS: Final = tuple(STATE.index(name) for name in STATIC)
-PROPERTIES: Final = ("return", "early_spend", "roughness")
+PROPERTIES: Final = ("return", "early_spend", "unevenness")
 PLAN_OUTLOOK: Final = OUTLOOK
 """Further plan columns where the bidder has an outlook; the own column is then how far the multiplier stands above MPC's."""
 CONDITION_WIDTH: Final = 2 * len(PROPERTIES) + len(STATIC) + N_CATEGORIES
@@ -145,13 +145,15 @@ def answer_loss(error_BTP: Tensor, known_BT: Tensor, near: float = 0.0) -> Tenso
 
 
 def trajectory_properties(trajectories: Trajectories, return_N: Tensor) -> Tensor:
-    """(N, 3) `PROPERTIES` of finished days: normalised return, share of the spend in the first half, standard deviation of the
-    share of spend per tick over its mean."""
+    """(N, 3) `PROPERTIES` of finished days: normalised return, share of the spend in the first half, and how far the cumulated spend is from a
+    straight line over the day, as a mean share of the spend (0: the same in every tick). The deviation of the spend from tick to tick is no property:
+    most of it is the traffic's."""
     spend_NT = torch.from_numpy(trajectories.history.spend_NT.astype(np.float32))
     total_N = spend_NT.sum(dim=1).clamp_min(1e-6)
     early_N = spend_NT[:, : N_TICKS // 2].sum(dim=1) / total_N
-    roughness_N = spend_NT.std(dim=1) / spend_NT.mean(dim=1).clamp_min(1e-6)
-    return torch.stack([return_N, early_N, roughness_N], dim=1)
+    line_T = torch.arange(1, N_TICKS + 1) / N_TICKS
+    uneven_N = (spend_NT.cumsum(dim=1) / total_N[:, None] - line_T).abs().mean(dim=1)
+    return torch.stack([return_N, early_N, uneven_N], dim=1)
 
 
 class ReturnModel(nn.Module):
@@ -176,7 +178,7 @@ class CbdController(LearnedController):
 
     Args:
         property_mean, property_std: of the training days, for the z-scores of y.
-        ask: fixed wishes: {"early_spend": 0.1} is a tenth of the spend more in the first half of the day than it would be by itself, {"roughness": -0.2}
+        ask: fixed wishes: {"early_spend": 0.1} is a tenth of the spend more in the first half of the day than it would be by itself, {"unevenness": -0.03}
             a smoother day; the return is asked for per campaign and state unless it stands here.
     """
 
@@ -238,17 +240,17 @@ class CbdController(LearnedController):
         return torch.cat([scored * present_BC, present_BC, static_BC], dim=-1)
 
     def draw_condition(
-        self, properties_BC: Tensor, static_BC: Tensor, generator: torch.Generator, shaped_B: Tensor | None = None
+        self, properties_BC: Tensor, static_BC: Tensor, generator: torch.Generator, shaped_BC: Tensor | None = None
     ) -> Tensor:
         """Training's conditions: a day's own properties, each dropped independently; spending shape, a wish that few make, half as often shown.
 
         Args:
-            shaped_B: bool, days whose shape is always shown (see `PlannedDays`).
+            shaped_BC: bool, in which properties a day was shaped; of such a day those are always shown and no other shape (see `PlannedDays`).
         """
         shown_C = (1 - self.cbd.condition_dropout) * torch.tensor([1.0] + [0.5] * (len(PROPERTIES) - 1))
         present_BC = (torch.rand(properties_BC.shape, generator=generator) < shown_C).float()
-        if shaped_B is not None:
-            present_BC[shaped_B, 1:] = 1.0
+        if shaped_BC is not None:
+            present_BC[:, 1:] = torch.where(shaped_BC.any(dim=1, keepdim=True), shaped_BC.float(), present_BC)[:, 1:]
         return self.condition(properties_BC, present_BC, static_BC)
 
     # --- completer --------------------------------------------------------------------------------------------------
@@ -470,15 +472,21 @@ class PlannedDays:
 
     Attributes:
         data: the days.
-        properties_NC: (N, 3) `PROPERTIES` of each: its return, and by how much its spending was earlier and rougher than the same
+        properties_NC: (N, 3) `PROPERTIES` of each: its return, and by how much its spending was earlier and less even than the same
             campaign spends by itself.
-        shaped_N: bool, days whose spending was shaped on purpose. Such a day is never shown without its shape, so what is planned when nobody
-            asks for one is as if they were not there; and it says nothing about what return is attainable.
+        shaped_NC: (N, 3) bool, in which of the properties a day's spending was shaped on purpose. Such a day is never shown without these, so
+            what is planned when nobody asks for a shape is as if it were not there, and never with the others, which merely followed; and it
+            says nothing about what return is attainable.
     """
 
     data: TrainingSet
     properties_NC: Tensor
-    shaped_N: Tensor
+    shaped_NC: Tensor
+
+    @property
+    def shaped_N(self) -> Tensor:
+        """Bool: days whose spending was shaped on purpose."""
+        return self.shaped_NC.any(dim=1)
 
     @classmethod
     def of(cls, data: TrainingSet, trajectories: Trajectories) -> PlannedDays:
@@ -489,13 +497,14 @@ class PlannedDays:
         sums_SC = torch.zeros(int(place.max()) + 1, properties_NC.shape[1]).index_add(0, place, properties_NC)
         usual_SC = sums_SC / torch.bincount(place)[:, None]
         usual_SC[:, 0] = 0.0
-        return cls(data, properties_NC - usual_SC[place], torch.zeros(data.n, dtype=torch.bool))
+        return cls(data, properties_NC - usual_SC[place], torch.zeros(properties_NC.shape, dtype=torch.bool))
 
     def scale(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each property; of the shape over the days that were shaped, where there are any."""
-        counts_N = self.shaped_N if bool(self.shaped_N.any()) else torch.ones_like(self.shaped_N)
-        mean_C, std_C = self.properties_NC[~self.shaped_N].mean(dim=0), self.properties_NC[counts_N].std(dim=0)
-        std_C[0] = self.properties_NC[~self.shaped_N, 0].std()
+        """Mean and standard deviation of each property; of a shape over the days that were shaped in it, where there are any."""
+        mean_C = self.properties_NC[~self.shaped_N].mean(dim=0)
+        counts_NC = torch.where(self.shaped_NC.any(dim=0), self.shaped_NC, True)
+        counts_NC[:, 0] = ~self.shaped_N
+        std_C = torch.stack([self.properties_NC[counts_NC[:, place], place].std() for place in range(len(PROPERTIES))])
         return mean_C, std_C.clamp_min(1e-6)
 
 
@@ -538,12 +547,12 @@ def train_cbd(
         index = draw(data.n, config.batch, generator)
         x_BTD, plan_BTP, alive_BT = data.x_NTD[index], plan_NTP[index], data.alive_NT[index]
         static_BC = model.static(x_BTD)
-        shaped_B = days.shaped_N[index]
-        condition_BC = model.draw_condition(properties_NC[index], static_BC, generator, shaped_B)
+        shaped_BC = days.shaped_NC[index]
+        condition_BC = model.draw_condition(properties_NC[index], static_BC, generator, shaped_BC)
         completion = model.completer_loss(plan_BTP, condition_BC, generator)
         reading = (model.return_model(plan_BTP, static_BC) - scored_NC[index]).square().mean()
         acting = inverse_loss(model, plan_BTP, data.residual_NT[index], alive_BT, static_BC)
-        aim = model.target.loss(x_BTD, data.return_NT[index], alive_BT * ~shaped_B[:, None])
+        aim = model.target.loss(x_BTD, data.return_NT[index], alive_BT * ~shaped_BC.any(dim=1, keepdim=True))
         figures = {"completion": completion, "reading": reading, "acting": acting, "aim": aim}
         return (
             completion + reading + 10.0 * acting + aim,
@@ -604,7 +613,7 @@ def distil(
         observed = plan_NTP[index]
         known_BT = query_mask(torch.randint(N_TICKS - 1, (len(index),), generator=generator))
         static_BC = student.static(data.x_NTD[index])
-        condition_BC = student.draw_condition(properties_NC[index], static_BC, generator, days.shaped_N[index])
+        condition_BC = student.draw_condition(properties_NC[index], static_BC, generator, days.shaped_NC[index])
         start = student.cbd.noise * torch.randn(observed.shape, generator=generator)
         clean, _noise = student.denoise(impose(start, observed, known_BT), known_BT, last, condition_BC)
         loss = answer_loss(student.weighted(clean - observed), known_BT, student.cbd.near_weight)

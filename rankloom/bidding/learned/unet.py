@@ -14,7 +14,11 @@ from torch import Tensor, nn
 
 
 class _ResidualBlock(nn.Module):
-    """Two convolutions along the day; diffusion step and condition shift the middle."""
+    """Two convolutions along the day; diffusion step and condition scale and shift the middle (FiLM, Perez et al. 2018).
+
+    A shift alone adds the same to every state; that a wish matters in some states and not in others (spending evenly asks for less after much
+    was spent, for more after little) is a product of the two.
+    """
 
     def __init__(self, inner: int, outer: int, embedding: int, kernel: int = 5) -> None:
         super().__init__()
@@ -22,11 +26,12 @@ class _ResidualBlock(nn.Module):
         self.norm_1 = nn.GroupNorm(8, outer)
         self.conv_2 = nn.Conv1d(outer, outer, kernel, padding=kernel // 2)
         self.norm_2 = nn.GroupNorm(8, outer)
-        self.shift = nn.Linear(embedding, outer)
+        self.scale_shift = nn.Linear(embedding, 2 * outer)
         self.skip = nn.Conv1d(inner, outer, 1) if inner != outer else nn.Identity()
 
     def forward(self, x_BCT: Tensor, embedding_BE: Tensor) -> Tensor:
-        h = functional.silu(self.norm_1(self.conv_1(x_BCT))) + self.shift(embedding_BE)[..., None]
+        scale_BC, shift_BC = self.scale_shift(embedding_BE).chunk(2, dim=-1)
+        h = functional.silu(self.norm_1(self.conv_1(x_BCT))) * (1 + scale_BC)[..., None] + shift_BC[..., None]
         out: Tensor = functional.silu(self.norm_2(self.conv_2(h))) + self.skip(x_BCT)
         return out
 
