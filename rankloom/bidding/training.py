@@ -152,25 +152,37 @@ def held_out(periods: Sequence[int]) -> set[int]:
 
 
 class _Watched:
-    """The expert; what its outlook showed on the days that it played is kept, so that it is not worked out again."""
+    """A bidder about to be perturbed; what it meant to bid on the days that it played is kept, and what the expert's outlook showed, so
+    that this is not worked out again."""
 
-    def __init__(self, expert: PathwiseController) -> None:
+    def __init__(self, controller: Controller, expert: PathwiseController) -> None:
         self.name = "expert"
+        self.controller = controller
         self.expert = expert
         self._days: list[torch.Tensor] = []
+        self._meant: list[torch.Tensor] = []
+        self._today: list[torch.Tensor] = []
 
     def start(self, campaigns: Campaigns, seed: int) -> None:
-        self.expert.start(campaigns, seed)
+        self._today = []
+        self.controller.start(campaigns, seed)
 
     def decide(self, observation: Observation) -> Decision:
-        decision = self.expert.decide(observation)
-        if observation.tick == N_TICKS - 1 and self.expert.looked_NSO is not None:
-            self._days.append(self.expert.looked_NSO)
+        decision = self.controller.decide(observation)
+        self._today.append(torch.from_numpy(decision.multiplier_N.copy()))
+        if observation.tick == N_TICKS - 1:
+            self._meant.append(torch.stack(self._today, dim=1))
+            if self.expert.looked_NSO is not None:
+                self._days.append(self.expert.looked_NSO)
         return decision
 
-    def looked(self) -> torch.Tensor | None:
-        """(days, T, columns) in the order in which the days were played."""
-        return torch.cat(self._days) if self._days else None
+    def looked(self, n: int) -> torch.Tensor | None:
+        """(n, T, columns) in the order in which the days were played; None where not all were looked at."""
+        return torch.cat(self._days) if sum(map(len, self._days)) == n else None
+
+    def meant(self, n: int) -> torch.Tensor | None:
+        """(n, T) multipliers before they were perturbed; None where some of the days are constants', which nobody meant otherwise."""
+        return torch.cat(self._meant) if sum(map(len, self._meant)) == n else None
 
 
 class _Logged:
@@ -287,16 +299,15 @@ def populate(
 ) -> Experience:
     """The population around an expert, and its training set with the days' luck as a baseline."""
     config = (effort or Effort()).population
-    watched = _Watched(expert)
+    watched = _Watched(expert, expert)
     trajectories = build_population(market.curves, market.training_M, watched, config=config, seed=seed)
     place = {(int(p), int(s)): i for i, (p, s) in enumerate(zip(market.curves.period_N, market.curves.seat_N, strict=True))}
     index = np.array([place[int(p), int(s)] for p, s in zip(trajectories.period_N, trajectories.seat_N, strict=True)])
     best = market.curves.best_constants(index, trajectories.campaigns.budget_N, gamma)[1]
-    looked = watched.looked()
-    whole = looked is not None and len(looked) == trajectories.n
     data = prepare(
-        trajectories, gamma=gamma, best_score_N=best, outlook=expert.outlook, looked_NTO=looked if whole else None
-    )
+        trajectories, gamma=gamma, best_score_N=best, outlook=expert.outlook,
+        looked_NTO=watched.looked(trajectories.n), meant_multiplier_NT=watched.meant(trajectories.n),
+    )  # fmt: skip
     plain = prepare(trajectories, gamma=gamma, best_score_N=best)
     return Experience(trajectories, data, plain, market, expert)
 
@@ -351,14 +362,13 @@ def shaped_days(experience: Experience, *, effort: Effort | None = None, seed: i
     def play(controller: Controller) -> Trajectories:
         return build_population(market.curves, market.training_M, controller, config=config, seed=seed + SHAPED_SEED)
 
-    watched = _Watched(expert)
-    shaper = Shaped(watched)
-    days, twins = play(shaper), play(expert)
-    looked = watched.looked()
-    whole = looked is not None and len(looked) == days.n
+    shaper = Shaped(expert)
+    watched = _Watched(shaper, expert)
+    days, twins = play(watched), play(expert)
     shaped = prepare(
-        days, gamma=data.gamma, normaliser=data.normaliser, outlook=data.outlook, looked_NTO=looked if whole else None
-    )
+        days, gamma=data.gamma, normaliser=data.normaliser, outlook=data.outlook,
+        looked_NTO=watched.looked(days.n), meant_multiplier_NT=watched.meant(days.n),
+    )  # fmt: skip
     shape_NC = trajectory_properties(days, shaped.return_NT[:, 0]) - trajectory_properties(twins, torch.zeros(days.n))
     usual_NC = torch.zeros(data.n, shape_NC.shape[1])
     usual_NC[:, 0] = data.return_NT[:, 0]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rankloom.bidding.day import play_day
-from rankloom.bidding.learned.base import TrainingSet, prepare
+from rankloom.bidding.learned.base import RESIDUAL, TrainingSet, prepare
 from rankloom.bidding.learned.cbd import (
     BUDGET,
     PLAN,
@@ -27,6 +27,7 @@ from rankloom.bidding.learned.cbd import (
     impose,
     inverse_loss,
     join,
+    meant_plan,
     persistence,
     plan_validity,
     query_mask,
@@ -34,6 +35,7 @@ from rankloom.bidding.learned.cbd import (
     trajectory_properties,
 )
 from rankloom.bidding.learned.fitting import FitConfig
+from rankloom.bidding.learned.outlook import LEAD, Outlook
 from rankloom.bidding.learned.unet import TemporalUNet
 from rankloom.bidding.protocol import N_TICKS, Decision, Observation
 from rankloom.bidding.replay import ReplayMarket
@@ -57,6 +59,11 @@ def data(log: Trajectories) -> TrainingSet:
 @pytest.fixture(scope="module")
 def model(log: Trajectories, data: TrainingSet) -> CbdController:
     return train_cbd(PlannedDays.of(data, log), cbd=SMALL, config=FEW, quiet=True)[0]
+
+
+@pytest.fixture(scope="module")
+def outlook_data(log: Trajectories) -> TrainingSet:
+    return prepare(log, outlook=Outlook.of(scenarios=2))
 
 
 def plans_of(data: TrainingSet, n: int = 4) -> Tensor:
@@ -323,6 +330,24 @@ def test_the_planner_answers_a_wish_differently_in_different_states(data: Traini
     wished, not_wished = (network(x, known, step, torch.full((2, 2), wish)) for wish in (1.0, 0.0))
     effect = wished - not_wished
     assert (effect[0] - effect[1]).abs().mean() > 0.1 * effect.abs().mean()
+
+
+def test_the_student_learns_what_a_bidder_meant_to_do(outlook_data: TrainingSet) -> None:
+    model = CbdController(normaliser=outlook_data.normaliser, fallback_target=1.0, cbd=SMALL, outlook=outlook_data.outlook)
+    meant = replace(outlook_data, meant_NT=outlook_data.residual_NT + 0.1)
+    goal, plan = meant_plan(model, meant), outlook_data.x_NTD[..., model.columns]
+    assert outlook_data.outlook is not None
+    assert outlook_data.outlook.normaliser is not None
+    std = outlook_data.outlook.normaliser.std_D[LEAD]
+    others = [column for column in range(len(model.columns)) if column != model.own]
+    assert torch.equal(goal[..., others], plan[..., others])
+    assert torch.equal(goal[:, 0], plan[:, 0])
+    moved = (goal - plan)[:, 1:, model.own]
+    inside = (plan[:, 1:, model.own].abs() < 3) & (outlook_data.residual_NT[:, :-1].abs() < 0.9 * RESIDUAL)
+    assert inside.float().mean() > 0.3
+    assert ((moved - 0.1 / std).abs() < 1e-3)[inside].all()
+    # nothing is known of perturbations in a log: its days as they are
+    assert torch.allclose(meant_plan(model, outlook_data)[:, 1:, model.own][inside], plan[:, 1:, model.own][inside], atol=1e-3)
 
 
 def test_joined_sets_are_the_sets_one_after_the_other(data: TrainingSet) -> None:

@@ -30,6 +30,7 @@ from rankloom.bidding.training import (
     held_out,
     held_out_results,
     learn,
+    populate,
     shaped_days,
     train_bidder,
 )
@@ -85,6 +86,20 @@ def test_what_the_expert_saw_is_what_would_be_seen_again(experience: Experience)
     same = (anew.x_NTD - experience.data.x_NTD).abs().amax(dim=-1) < 1e-3
     assert same[alive].float().mean() > 0.99
     assert ((anew.anchor_NT - experience.data.anchor_NT).abs() < 1e-4)[alive].float().mean() > 0.99
+
+
+def test_what_the_expert_meant_is_what_it_bid_without_the_perturbation(experience: Experience) -> None:
+    config = PopulationConfig()
+    alive = experience.data.alive_NT > 0
+    noise = (experience.data.residual_NT - experience.data.meant_NT)[alive]
+    assert noise.std().item() == pytest.approx((config.expert_day_sd**2 + config.tick_sd**2) ** 0.5, rel=0.2)
+    assert abs(noise.mean().item()) < 0.02
+    # the days of a log are all that is known of it
+    assert torch.equal(experience.plain.meant_NT, experience.plain.residual_NT)
+    mixed = populate(
+        experience.market, experience.expert, effort=Effort(population=PopulationConfig(expert=1, wander=1)), seed=0  # type: ignore[arg-type]
+    )
+    assert torch.equal(mixed.data.meant_NT, mixed.data.residual_NT)
 
 
 def test_shaped_days_are_told_by_how_much_they_differ_from_their_twins(experience: Experience) -> None:

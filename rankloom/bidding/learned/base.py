@@ -79,6 +79,7 @@ class TrainingSet:
             same day in hindsight; 0 where only a log is known. It does not depend on what was bid, so differences between
             actions are the same without it, and stand out.
         outlook: what the anchor and the last columns of x come from, if any.
+        meant_NT: the residual before a perturbation that the bidder was given on purpose; `residual_NT` itself where nothing is known of any.
     """
 
     x_NTD: Tensor
@@ -92,6 +93,7 @@ class TrainingSet:
     normaliser: Normaliser
     fallback_target: float
     gamma: float
+    meant_NT: Tensor
     outlook: Outlook | None = None
 
     @property
@@ -112,6 +114,7 @@ def prepare(
     best_score_N: FloatArray | None = None,
     outlook: Outlook | None = None,
     looked_NTO: Tensor | None = None,
+    meant_multiplier_NT: Tensor | None = None,
 ) -> TrainingSet:
     """The training set of some trajectories; the normalisers are fitted on them unless they are given.
 
@@ -119,6 +122,7 @@ def prepare(
         best_score_N: the best constant's score on each trajectory's day, where that is known.
         outlook: MPC's view, and its multiplier as the anchor.
         looked_NTO: the outlook's raw columns (`Outlook.day`) where they were worked out before.
+        meant_multiplier_NT: before perturbations, where the bidder was perturbed on purpose.
     """
     targets = trajectories.campaigns.target_cpa_N
     finite = targets[np.isfinite(targets)]
@@ -142,6 +146,9 @@ def prepare(
         columns.append(outlook.normalised(raw_NTO))
         anchor_NT = looked_NTO[..., 0]
     edge = 0.98 * RESIDUAL
+    meant_NT = day.log_action_NT
+    if meant_multiplier_NT is not None:
+        meant_NT = torch.log((meant_multiplier_NT / day.target_N[:, None]).clamp_min(1e-9)).float().clamp(LOG_ACTION_MIN, LOG_ACTION_MAX)
 
     def over_budget(values: FloatArray) -> Tensor:
         return torch.from_numpy(values.astype(np.float32)) / affordable_N1
@@ -165,6 +172,7 @@ def prepare(
         normaliser=normaliser,
         fallback_target=fallback,
         gamma=gamma,
+        meant_NT=(meant_NT - anchor_NT).clamp(-edge, edge),
         outlook=outlook,
     )
 

@@ -576,6 +576,20 @@ def inverse_loss(
     return masked_mean((predicted_BT - residual_BT[:, :-1]) ** 2, alive_BT[:, :-1])
 
 
+def meant_plan(model: CbdController, data: TrainingSet) -> Tensor:
+    """(N, T, P) the days as plans, in the bidder's own column what it meant to do instead of what it was perturbed to.
+
+    The mean of both is the same, since perturbations are drawn whatever the state; the second differs from it by them alone, which here is more than the
+    differences between good bids.
+    """
+    plan_NTP = data.x_NTD[..., model.columns].clone()
+    if data.outlook is None or data.outlook.normaliser is None:
+        return plan_NTP
+    mean, std = (getattr(data.outlook.normaliser, name)[LEAD] for name in ("mean_D", "std_D"))
+    plan_NTP[:, 1:, model.own] = ((data.meant_NT[:, :-1] - mean) / std).clamp(-data.normaliser.limit, data.normaliser.limit)
+    return plan_NTP
+
+
 def distil(
     teacher: CbdController,
     days: PlannedDays,
@@ -592,7 +606,7 @@ def distil(
     step alone. For control the mean is also the better plan: a sampled day carries the noise of the bidders it was learned from, and a
     planner that samples anew every tick adds that noise to its multiplier every tick. Since the noise tells nothing, the student starts from its mean, 0.
     """
-    config = config or FitConfig(steps=1500, batch=64, learning_rate=1.5e-3, average=0.99)
+    config = config or FitConfig(steps=3000, batch=64, learning_rate=1.5e-3, average=0.99)
     data, properties_NC = days.data, days.properties_NC
     torch.manual_seed(seed)
     student = CbdController(
@@ -607,6 +621,7 @@ def distil(
         part.requires_grad_(False)
     last = teacher.cbd.diffusion_steps - 1
     plan_NTP = data.x_NTD[..., student.columns]
+    goal_NTP = meant_plan(student, data)
 
     def step_loss(_step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = draw(data.n, config.batch, generator)
@@ -616,7 +631,7 @@ def distil(
         condition_BC = student.draw_condition(properties_NC[index], static_BC, generator, days.shaped_NC[index])
         start = student.cbd.noise * torch.randn(observed.shape, generator=generator)
         clean, _noise = student.denoise(impose(start, observed, known_BT), known_BT, last, condition_BC)
-        loss = answer_loss(student.weighted(clean - observed), known_BT, student.cbd.near_weight)
+        loss = answer_loss(student.weighted(clean - goal_NTP[index]), known_BT, student.cbd.near_weight)
         return loss, {"distance": float(loss.detach())}
 
     log = fit(student, step_loss, config, seed=seed, label=student.name, checkpointing=checkpointing, quiet=quiet)
