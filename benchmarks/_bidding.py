@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from rankloom.bidding.bidders import load_bidder, save_bidder
 from rankloom.bidding.day import DayResult
 from rankloom.bidding.learned.pathwise import PathwiseController
-from rankloom.bidding.protocol import Controller
+from rankloom.bidding.population import PopulationConfig
+from rankloom.bidding.protocol import Controller, Decision, Observation
 from rankloom.bidding.replay import replay
 from rankloom.bidding.score import DEFAULT_GAMMA
 from rankloom.bidding.surrogate import read_log
@@ -35,6 +37,10 @@ _SHARED = (
     "state", "trajectories", "surrogate", "replay", "day", "score", "responses", "population", "curves", "controllers/mpc",
     "learned/base", "learned/outlook", "learned/fitting", "learned/pathwise", "learned/transformer", "learned/decision_transformer",
 )  # fmt: skip
+
+
+LOW = 0.85
+"""Of MPC's multiplier: what the bidder bids whose days the ablations of GAVE learn from beside the expert's."""
 
 
 def sources(*own: str) -> tuple[str, ...]:
@@ -99,6 +105,24 @@ class Bench:
         if source == "log":
             return gather_experience(self.log, source="log", gamma=gamma, seed=seed)
         return populate(self.market(), self.expert(gamma), gamma=gamma, effort=self.effort, seed=seed)
+
+    def low_bidder(self) -> PathwiseController:
+        """MPC at 85% of its multiplier: a bidder that leaves room, as those of a log often do."""
+        low = self.expert()
+        low.trust = 0.0
+        decide = low.decide
+
+        def lower(observation: Observation) -> Decision:
+            decision = decide(observation)
+            return replace(decision, multiplier_N=LOW * decision.multiplier_N)
+
+        low.decide = lower  # type: ignore[method-assign]
+        return low
+
+    def low_experience(self, *, seed: int) -> Experience:
+        """The low bidder's days, perturbed more than the expert's are."""
+        population = replace(self.effort.population or PopulationConfig(), expert_day_sd=0.10, tick_sd=0.15)
+        return populate(self.market(), self.low_bidder(), effort=replace(self.effort, population=population), seed=seed)
 
     def keep(self, name: str, controller: Any) -> Path:
         """A trained bidder beside the cells, for other cells to measure."""
