@@ -172,7 +172,7 @@ class FoldedDecoder:
         """Multiplies the context with the projections, once; False where that would be more work than it saves."""
         batch, groups, n_context, _ = prefix.kv.keys[0].shape
         heads, dim = self.n_heads, self.n_heads * self.head_dim
-        if heads * n_context > 2 * dim:
+        if not pays(heads, n_context, dim):
             return False
         if not context.read_BDM:
             keys_LBGNE, values_LBGNE = (
@@ -185,6 +185,11 @@ class FoldedDecoder:
             write = torch.matmul(values_LBHNE, self.out_LHED[:, None])
             context.write_BMD = write.view(-1, batch, heads * n_context, dim).unbind()
         return True
+
+
+def pays(heads: int, n_context: int, dim: int) -> bool:
+    """Whether multiplying a context with the projections of cross-attention spares many beams more than it costs."""
+    return heads * n_context <= 2 * dim
 
 
 def _folded(block: LazyBlock) -> _Layer:

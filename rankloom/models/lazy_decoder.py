@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rankloom.compiling import Engine, use_compiled
 from rankloom.config import Config, ModelConfig
 from rankloom.data.schema import SURFACES
 from rankloom.models.age import AgeHead, age_bucket
@@ -38,29 +40,49 @@ from rankloom.models.layers import (
 )
 from rankloom.models.pool import HistoryPool
 
+if TYPE_CHECKING:
+    from rankloom.models.compiled import CompiledCache, CompiledContext, CompiledDecoder
+
 
 @dataclass
 class Prefix:
-    """Everything about a batch of requests that no beam changes: computed once.
+    """Everything about a batch of requests that no beam changes: computed once, and the plain context only if asked for.
 
     Attributes:
+        plain: makes the context's keys and values, recency ranks and visibility.
         begun: hidden state and cache after BOS, once somebody asked; search and selection both start there.
         decoder: the folded blocks that continue it, where no gradient is asked for; None leaves it to the plain ones.
         folded: the context as folded blocks read it.
+        compiled: the kernels that continue it instead, and the context as they read it.
     """
 
-    kv: ContextKV
-    rank_B1N: Tensor
-    visible_B1N: Tensor
+    plain: Callable[[], tuple[ContextKV, Tensor, Tensor]]
     surface_B: Tensor
     pool_BD: Tensor | None = None
-    begun: tuple[Tensor, SuffixCache] | None = None
+    begun: tuple[Any, Any] | None = None
     decoder: FoldedDecoder | None = None
     folded: FoldedContext | None = None
+    compiled: tuple[CompiledDecoder, CompiledContext] | None = None
+
+    @cached_property
+    def _context(self) -> tuple[ContextKV, Tensor, Tensor]:
+        return self.plain()
+
+    @property
+    def kv(self) -> ContextKV:
+        return self._context[0]
+
+    @property
+    def rank_B1N(self) -> Tensor:
+        return self._context[1]
+
+    @property
+    def visible_B1N(self) -> Tensor:
+        return self._context[2]
 
     @property
     def batch_size(self) -> int:
-        return self.rank_B1N.shape[0]
+        return len(self.surface_B)
 
 
 @dataclass
@@ -132,7 +154,9 @@ class LazyDecoder(nn.Module):
         self.pool = HistoryPool(items.dim, max_history=config.max_history) if config.history_pool else None
         self.pool_in = nn.Linear(items.dim, dim, bias=False) if config.history_pool else None
         self.dropout = nn.Dropout(config.dropout)
+        self.engine: Engine = "auto"
         self._folded: FoldedDecoder | None = None
+        self._compiled: CompiledDecoder | None = None
         self._init_weights()
 
     @classmethod
@@ -250,11 +274,15 @@ class LazyDecoder(nn.Module):
     def _pool(self, batch: ContextBatch, vectors: Tensor, place_BT: Tensor, *, last: bool = False) -> Tensor | None:
         if self.pool is None:
             return None
-        queries = None if batch.query_BQD is None else self.items.content(batch.query_BQD.to(vectors.dtype))
+        queries = self._queries(batch, vectors)
         if last:
             return self.pool.last(batch, vectors, queries)[:, None]
         pool: Tensor = self.pool(batch, vectors, place_BT, queries)
         return pool
+
+    def _queries(self, batch: ContextBatch, vectors: Tensor) -> Tensor | None:
+        """(B, R, D_item) queries as item vectors."""
+        return None if batch.query_BQD is None else self.items.content(batch.query_BQD.to(vectors.dtype))
 
     def _embed(self, codes_MP: Tensor, surface_M: Tensor, pool_MD: Tensor | None) -> Tensor:
         parts = [self._start(surface_M, pool_MD)[:, None]]
@@ -272,16 +300,26 @@ class LazyDecoder(nn.Module):
     def prefill(self, batch: ContextBatch, surface_B: Tensor | None = None) -> Prefix:
         """Computes the context of B requests; the one target of each comes right after its history."""
         vectors = self.items(batch.item_BT)
-        kv = self.context(batch, vectors)
-        rank, visible = visibility(kv, batch.length_B[:, None], self.config.max_history)
-        pool = self._pool(batch, vectors, batch.length_B[:, None], last=not torch.is_grad_enabled())
         if surface_B is None:
             surface_B = torch.zeros(batch.batch_size, dtype=torch.long, device=batch.item_BT.device)
-        return Prefix(kv, rank, visible, surface_B, None if pool is None else pool[:, 0], decoder=self._inference())
+
+        def plain() -> tuple[ContextKV, Tensor, Tensor]:
+            kv = self.context(batch, vectors)
+            return kv, *visibility(kv, batch.length_B[:, None], self.config.max_history)
+
+        compiled = self._kernels()
+        if compiled is not None and compiled.serves(batch):
+            asked = None if self.pool is None else self.pool.asked(batch, self._queries(batch, vectors))
+            context = compiled.context(self.context, batch, vectors, surface_B, asked)
+            pool_BD = None if self.pool is None else torch.from_numpy(context.pool_BZ)
+            return Prefix(plain, surface_B, pool_BD, decoder=self._folded, compiled=(compiled, context))
+        pool = self._pool(batch, vectors, batch.length_B[:, None], last=not torch.is_grad_enabled())
+        made = plain()
+        return Prefix(lambda: made, surface_B, None if pool is None else pool[:, 0], decoder=self._inference())
 
     def step(
-        self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: SuffixCache | None
-    ) -> tuple[Tensor, SuffixCache]:
+        self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: SuffixCache | CompiledCache | None
+    ) -> tuple[Tensor, SuffixCache | CompiledCache]:
         """Logits (B, W, K_level) of the next code for every beam.
 
         At level 0 there is one beam and `codes_BW` is None; later `codes_BW` holds the codes chosen at `level - 1`.
@@ -289,7 +327,7 @@ class LazyDecoder(nn.Module):
         h_BWD, cache = self._begin(prefix) if codes_BW is None else self._advance(prefix, level, codes_BW, cache)
         return self._logits(prefix, h_BWD, level), cache
 
-    def start(self, prefix: Prefix) -> tuple[Tensor, Tensor, SuffixCache]:
+    def start(self, prefix: Prefix) -> tuple[Tensor, Tensor, SuffixCache | CompiledCache]:
         """Level 0 with the user's state: ((B, 1, K_0) logits, (B, D_item) selection query, cache)."""
         h_B1D, cache = self._begin(prefix)
         return self._logits(prefix, h_B1D, 0), self._user(prefix, h_B1D[:, 0]), cache
@@ -298,18 +336,23 @@ class LazyDecoder(nn.Module):
         """(B, D_item) selection query of each request."""
         return self._user(prefix, self._begin(prefix)[0][:, 0])
 
-    def _user(self, prefix: Prefix, h_BD: Tensor) -> Tensor:
+    def _user(self, prefix: Prefix, h_BD: Any) -> Tensor:
+        if prefix.compiled is not None and not torch.is_grad_enabled():
+            compiled, context = prefix.compiled
+            return compiled.user(h_BD, context.pool_BZ)
         if prefix.decoder is None or torch.is_grad_enabled():
             return self.user_state(h_BD, prefix.pool_BD)
         state = prefix.decoder.user(h_BD)
         return state if prefix.pool_BD is None else state + prefix.pool_BD
 
-    def _logits(self, prefix: Prefix, h_BWD: Tensor, level: int) -> Tensor:
+    def _logits(self, prefix: Prefix, h_BWD: Any, level: int) -> Tensor:
+        if prefix.compiled is not None and not torch.is_grad_enabled():
+            return prefix.compiled[0].logits(h_BWD, level)
         if prefix.decoder is not None and not torch.is_grad_enabled():
             return prefix.decoder.logits(h_BWD, level)
         return self.heads[level](self.head_norms[level](h_BWD))  # type: ignore[no-any-return]
 
-    def _begin(self, prefix: Prefix) -> tuple[Tensor, SuffixCache]:
+    def _begin(self, prefix: Prefix) -> tuple[Any, SuffixCache | CompiledCache]:
         """The hidden state of BOS and the cache that holds it; kept in the prefix where no gradient is asked for."""
         if torch.is_grad_enabled() or self.training:
             return self._advance(prefix, 0, None, None)
@@ -322,6 +365,7 @@ class LazyDecoder(nn.Module):
         if torch.is_grad_enabled() or self.training or torch.is_autocast_enabled(self.bos.device.type):
             return None
         if self._folded is None or not self._folded.fresh:
+            self._compiled = None
             if self.bos.dtype != torch.float32 or sum(p.numel() for p in self.blocks.parameters()) > LIMIT:
                 return None
             norms = [own for own in self.head_norms if isinstance(own, RMSNorm)]
@@ -329,25 +373,40 @@ class LazyDecoder(nn.Module):
             self._folded = FoldedDecoder(self.lazy_blocks(), norms, heads, self.select_norm, self.select)
         return self._folded
 
+    def _kernels(self) -> CompiledDecoder | None:
+        """The compiled blocks; None where the folded ones do not serve either, or have experts, or `engine` is eager."""
+        folded = self._inference() if use_compiled(self.engine) else None
+        if folded is None or self.config.moe_experts or self.bos.device.type != "cpu":
+            return None
+        if self._compiled is None or not self._compiled.fresh:
+            from rankloom.models.compiled import CompiledDecoder
+
+            self._compiled = CompiledDecoder(self, folded)
+        return self._compiled
+
     def train(self, mode: bool = True) -> Self:
-        self._folded = None
+        self._folded = self._compiled = None
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has weights of its own, or is about to: it folds them itself."""
-        return {**vars(self), "_folded": None}
+        return {**vars(self), "_folded": None, "_compiled": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._folded = None
+        self._folded = self._compiled = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        self._folded = None
+        self._folded = self._compiled = None
         return super().load_state_dict(state_dict, strict, assign)
 
     def _advance(
-        self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: SuffixCache | None
-    ) -> tuple[Tensor, SuffixCache]:
+        self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: SuffixCache | CompiledCache | None
+    ) -> tuple[Any, SuffixCache | CompiledCache]:
+        if prefix.compiled is not None and not torch.is_grad_enabled():
+            compiled, context = prefix.compiled
+            return compiled.advance(context, level, codes_BW, cache)  # type: ignore[arg-type]
+        assert cache is None or isinstance(cache, SuffixCache)
         batch = prefix.batch_size
         if codes_BW is None:
             h_BWD = self._start(prefix.surface_B, prefix.pool_BD)[:, None]
@@ -376,8 +435,10 @@ class LazyDecoder(nn.Module):
             h_BWD = h_BWD + block.ffn(block.ffn_norm(h_BWD))
         return h_BWD, SuffixCache(layers, n_beams)
 
-    def reorder(self, cache: SuffixCache, parent_BW: Tensor) -> SuffixCache:
+    def reorder(self, cache: SuffixCache | CompiledCache, parent_BW: Tensor) -> SuffixCache | CompiledCache:
         """The cache whose beam w continues the old beam `parent_BW[b, w]`."""
+        if not isinstance(cache, SuffixCache):
+            return cache.reorder(parent_BW)
         batch, n_beams = parent_BW.shape
         if cache.n_beams == 1:
             # all beams continue BOS

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rankloom.errors import RankloomError
-from rankloom.semantic.offsets import Integers, Offsets, narrowest
+from rankloom.semantic.offsets import RUN, Integers, Offsets, narrowest
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,19 @@ class Trie:
         """The first child of nodes of depth `level`, and how many they have; children are neighbours."""
         begin, end = self.offsets[level].span(node)
         return begin, end - begin
+
+    def spans(self, level: int, node: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Compiled: where the children of nodes of depth `level` begin and end; both 0 for negative nodes."""
+        from rankloom.semantic import trie_kernels
+
+        own = self.offsets[level]
+        begin, end = np.empty_like(node), np.empty_like(node)
+        nothing = self.codes[0][:0]
+        trie_kernels.spans(
+            nothing if own.start is None else own.start, nothing if own.further_parent is None else own.further_parent,
+            own.runs, RUN, node.reshape(-1), begin.reshape(-1), end.reshape(-1),
+        )  # fmt: skip
+        return begin, end
 
     def codes_of(self, level: int, child: Integers) -> NDArray[np.int64]:
         """The codes of level `level` by which nodes of depth `level + 1` are reached."""

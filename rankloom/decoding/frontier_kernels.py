@@ -1,0 +1,207 @@
+"""From the logits of a level to the best continuations of one request, in one pass over its beams' children.
+
+Only the best are ever held: a heap as wide as the beam, whose worst is the bar for what follows. Beams come best first, so
+that the bar rises early, and a beam whose most probable code stays under it is not looked through at all. What the memory
+names is mixed one by one, apart from that pass, since it may pass the bar where the model alone does not. Filter and
+exclusions are asked only about what passes the bar. Nothing is approximated: what is left out could not have been kept.
+
+Shapes: W beams of a request, K codes, n_l nodes of the level's children, M named children, X excluded nodes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+
+from rankloom.kernels import exp, has, jit, largest, ordered, place, unordered
+
+_NOTHING: Final = np.float32(-np.inf)
+_HIGH: Final = np.int64(2**32)
+_LOW: Final = np.int64(2**32 - 1)
+
+
+@jit
+def normalisers(logits_WK: Any, log_sum_W: Any, top_W: Any, over_children: Any) -> Any:
+    """Writes each row's log of the sum of exponentials (0 where none is asked for) and its largest value; False where a
+    row has no such sum."""
+    fine = True
+    for row in range(len(logits_WK)):
+        own = logits_WK[row]
+        top = largest(own)
+        broken = np.int32(0)
+        for i in range(len(own)):
+            broken += np.int32(own[i] != own[i])
+        fine = fine and broken == 0 and math.isfinite(top)
+        log_sum_W[row], top_W[row] = 0, top
+        if not over_children:
+            total = np.float32(0)
+            for i in range(len(own)):
+                total += exp(own[i] - top)
+            log_sum_W[row] = top + np.float32(math.log(total))
+    return fine
+
+
+@jit
+def _push(heap: Any, owner: Any, held: Any, key: Any, beam: Any) -> Any:
+    """Takes a key of beam `beam` into a full or growing heap, whose least is at 0; how many it holds."""
+    if held < len(heap):
+        at = held
+        while at > 0 and heap[(at - 1) // 2] > key:
+            above = (at - 1) // 2
+            heap[at], owner[at] = heap[above], owner[above]
+            at = above
+        heap[at], owner[at] = key, beam
+        return held + 1
+    if key > heap[0]:
+        _sink(heap, owner, held, key, beam)
+    return held
+
+
+@jit
+def _sink(heap: Any, owner: Any, held: Any, key: Any, beam: Any) -> None:
+    """Puts a key in place of the least."""
+    at = 0
+    while True:
+        below = 2 * at + 1
+        if below >= held:
+            break
+        if below + 1 < held and heap[below + 1] < heap[below]:
+            below += 1
+        if heap[below] >= key:
+            break
+        heap[at], owner[at] = heap[below], owner[below]
+        at = below
+    heap[at], owner[at] = key, beam
+
+
+@jit
+def _key(score: Any, node: Any) -> Any:
+    """A whole number that is larger for a better score and, of equal ones, for the earlier node."""
+    return np.int64(ordered(score)) * _HIGH + (_LOW - node)
+
+
+@jit
+def _bar(heap: Any, held: Any) -> Any:
+    """What a score must reach to be kept."""
+    return unordered(np.int32(heap[0] // _HIGH)) if held == len(heap) else _NOTHING
+
+
+@jit
+def _both(a: Any, b: Any) -> Any:
+    """Log of the sum of two probabilities."""
+    more, less = max(a, b), min(a, b)
+    return more if less == _NOTHING else np.float32(more + math.log1p(math.exp(less - more)))
+
+
+@jit
+def _normalise(value: Any) -> None:
+    """Log-softmax, in place."""
+    top = largest(value)
+    total = np.float32(0)
+    for i in range(len(value)):
+        total += exp(value[i] - top)
+    log_sum = top + np.float32(math.log(total))
+    for i in range(len(value)):
+        value[i] -= log_sum
+
+
+@jit
+def extend(
+    logits_WK: Any, log_sum_W: Any, top_W: Any, node_W: Any, score_W: Any, begin_W: Any, end_W: Any, codes: Any,
+    over_children: Any, shift_n: Any, counts_n: Any, blocked_X: Any, named_M: Any, parent_M: Any, amount_M: Any,
+    above: Any, above_amount: Any, share: Any, evidence: Any,
+    out_node: Any, out_parent: Any, out_code: Any, out_score: Any,
+) -> Any:  # fmt: skip
+    """Writes the best legal continuations, best first, ties by node, into as many places as there are; how many.
+
+    Args:
+        logits_WK: of the next code; `log_sum_W`, `top_W` are what `normalisers` wrote of them.
+        node_W, score_W: the beams, -1 for none, best first; their children are the nodes `begin_W` to `end_W`.
+        codes: the last code of every child.
+        over_children: normalise over the children and not over the codebook.
+        shift_n: added to the log-probabilities of nodes before these are normalised again; empty for none.
+        counts_n: allowed items below nodes; empty where all are allowed.
+        blocked_X: nodes that exclusions have emptied, ascending.
+        named_M, parent_M, amount_M: what the memory names at this depth; `above`, `above_amount` one depth up.
+        share, evidence: see `Guide`.
+    """
+    heap = np.empty(len(out_node), np.int64)
+    owner = np.empty(len(out_node), np.int64)
+    held = 0
+    spelled = over_children or len(shift_n) > 0
+    longest = 0
+    if spelled:
+        for w in range(len(node_W)):
+            longest = max(longest, end_W[w] - begin_W[w])
+    scratch = np.empty(longest, np.float32)
+    for w in range(len(node_W)):
+        if node_W[w] < 0:
+            continue
+        begin, end, base, row = begin_W[w], end_W[w], score_W[w], logits_WK[w]
+        whole, left = 0.0, np.float32(0)
+        first = last = 0
+        if len(above):
+            at = place(above, node_W[w], 0, len(above))
+            if at < len(above) and above[at] == node_W[w]:
+                whole = above_amount[at]
+                left = np.float32(math.log1p(-share * whole / (whole + evidence)))
+                first = last = place(parent_M, node_W[w], 0, len(parent_M))
+                while last < len(parent_M) and parent_M[last] == node_W[w]:
+                    last += 1
+        if spelled:
+            value = scratch[: end - begin]
+            own = np.float32(0) if over_children else log_sum_W[w]
+            for c in range(begin, end):
+                value[c - begin] = row[codes[c]] - own
+            if over_children:
+                _normalise(value)
+            if last > first:
+                for i in range(len(value)):
+                    value[i] += left
+                for m in range(first, last):
+                    told = np.float32(math.log(share * amount_M[m] / (whole + evidence)))
+                    value[named_M[m] - begin] = _both(value[named_M[m] - begin], told)
+            if len(shift_n):
+                for i in range(len(value)):
+                    value[i] += shift_n[begin + i]
+                _normalise(value)
+            bar = _bar(heap, held)
+            for i in range(len(value)):
+                score = value[i] + base
+                if score >= bar and _legal(begin + i, counts_n, blocked_X):
+                    held = _push(heap, owner, held, _key(score, begin + i), w)
+                    bar = _bar(heap, held)
+            continue
+        for m in range(first, last):
+            child = named_M[m]
+            told = np.float32(math.log(share * amount_M[m] / (whole + evidence)))
+            score = _both(row[codes[child]] - log_sum_W[w] + left, told) + base
+            if score >= _bar(heap, held) and _legal(child, counts_n, blocked_X):
+                held = _push(heap, owner, held, _key(score, child), w)
+        own = (left - log_sum_W[w]) + base
+        bar = _bar(heap, held)
+        if top_W[w] + own < bar:
+            continue
+        for c in range(begin, end):
+            score = row[codes[c]] + own
+            if score >= bar and not (last > first and has(named_M, c, first, last)) and _legal(c, counts_n, blocked_X):
+                held = _push(heap, owner, held, _key(score, c), w)
+                bar = _bar(heap, held)
+    found = held
+    while held > 0:
+        key, w = heap[0], owner[0]
+        held -= 1
+        _sink(heap, owner, held, heap[held], owner[held])
+        node = _LOW - (key & _LOW)
+        out_node[held], out_parent[held] = node, w
+        out_code[held], out_score[held] = codes[node], unordered(np.int32(key // _HIGH))
+    return found
+
+
+@jit
+def _legal(node: Any, counts_n: Any, blocked_X: Any) -> Any:
+    if len(counts_n) and counts_n[node] <= 0:
+        return False
+    return not (len(blocked_X) and has(blocked_X, node, 0, len(blocked_X)))
