@@ -29,7 +29,7 @@ from rankloom.decoding.children import Children, Indices, Next, Scores
 from rankloom.decoding.exposure import Lift
 from rankloom.decoding.masks import RequestMasks
 from rankloom.decoding.memory import Guide
-from rankloom.decoding.protocol import Generator
+from rankloom.decoding.protocol import Generator, steps_of
 from rankloom.semantic.offsets import Integers
 from rankloom.semantic.trie import Trie
 
@@ -116,13 +116,10 @@ def beam_search(
     score_BW = np.zeros((batch, 1), dtype=np.float32)
     cache: Any = None
     levels: list[LevelTrace] = []
-    steps: list[Next] = []
+    taken: list[Next] = []
+    steps = steps_of(model, prefix)
     for level in range(trie.n_levels):
-        chosen = None if level == 0 else torch.from_numpy(steps[-1].code_BP.clip(0))
-        # nothing of the search is differentiated: what torch would note for that is left out
-        with torch.inference_mode():
-            logits, cache = model.step(prefix, level, chosen, cache)
-            logits = logits.float()
+        logits, cache = steps.step(level, taken[-1].code_BP if taken else None, cache)
         found = None
         if fast is not None:
             found = fast.advance(
@@ -130,35 +127,37 @@ def beam_search(
                 over_children=normalise == "trie", guide=guide, lift=lift,
             )  # fmt: skip
         if found is None:
-            if normalise == "codebook":
-                with torch.inference_mode():
-                    logits = torch.log_softmax(logits, dim=-1)
-            found = _best(_continuations(trie, level, node_BW, score_BW, logits, masks, normalise, guide, lift), beam_B)
+            own = torch.from_numpy(logits)
+            log_probs = torch.log_softmax(own, dim=-1) if normalise == "codebook" else own
+            scored = _continuations(trie, level, node_BW, score_BW, log_probs, masks, normalise, guide, lift)
+            found = _best(scored, beam_B)
         if trace:
             counts = torch.from_numpy(_n_legal(Children(trie, level, node_BW), masks))
             levels.append(LevelTrace(*map(torch.from_numpy, (found.node_BP, found.score_BP, found.parent_BP)), counts))
-        steps.append(found)
+        taken.append(found)
         node_BW, score_BW = found.node_BP, found.score_BP
         if level + 1 < trie.n_levels:
-            with torch.inference_mode():
-                cache = model.reorder(cache, torch.from_numpy(found.parent_BP))
-    codes_BWL = _spelled(steps)
+            cache = steps.reorder(cache, found.parent_BP)
+    codes_BWL = _spelled(taken)
     return BeamResult(torch.from_numpy(node_BW), torch.from_numpy(codes_BWL), torch.from_numpy(score_BW), levels)
 
 
-def _spelled(steps: list[Next]) -> Indices:
+def _spelled(taken: list[Next]) -> Indices:
     """(B, W, L) the codes that led to the last level's beams, -1 for padding."""
-    node_BW = steps[-1].node_BP
+    node_BW = taken[-1].node_BP
     batch, width = node_BW.shape
-    codes_BWL = np.empty((batch, width, len(steps)), dtype=np.int64)
-    own_BW = np.arange(width)
-    for level in reversed(range(len(steps))):
-        step = steps[level]
-        at = own_BW + np.arange(batch)[:, None] * step.node_BP.shape[1]
-        codes_BWL[:, :, level] = step.code_BP.take(at)
-        own_BW = step.parent_BP.take(at)
-    codes_BWL[node_BW < 0] = -1
-    return codes_BWL
+    codes_LBW = np.empty((len(taken), batch, width), dtype=np.int64)
+    first_B1 = np.arange(batch)[:, None]
+    own_BW: Indices | None = None
+    for level in reversed(range(len(taken))):
+        step = taken[level]
+        if own_BW is None:
+            codes_LBW[level], own_BW = step.code_BP, step.parent_BP
+        else:
+            at = own_BW + first_B1 * step.node_BP.shape[1]
+            codes_LBW[level], own_BW = step.code_BP.take(at), step.parent_BP.take(at)
+    codes_LBW[:, node_BW < 0] = -1
+    return codes_LBW.transpose(1, 2, 0)
 
 
 def _continuations(
@@ -226,7 +225,7 @@ def _best(scored: _Scored, beam_B: Indices) -> Next:
     at = (request[order], column[inside])
     parent = children.pair_N[owner[order]] % children.width
     shape = (len(beam_B), max(1, int(np.minimum(counts, beam_B).max(initial=0))))
-    values = ((node[order], -1), (parent, 0), (scored.code_C[kept[order]], -1), (score[order], -np.inf))
+    values = ((node[order], -1), (parent, 0), (scored.code_C[kept[order]], 0), (score[order], -np.inf))
     return Next(*(_filled(shape, at, value, padding) for value, padding in values))
 
 

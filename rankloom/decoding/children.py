@@ -32,6 +32,8 @@ class Named:
 
     def of(self, request: int) -> Named:
         """Those of one request."""
+        if not len(self.node_M):
+            return self
         own = self.range(request)
         return Named(self.request_M[own], self.node_M[own], self.parent_M[own])
 
@@ -43,7 +45,7 @@ class Named:
 
 @dataclass
 class Next:
-    """(B, P) beams of the next level, each request's best first: -1 (parents 0, scores -inf) where it has fewer."""
+    """(B, P) beams of the next level, each request's best first: -1 (parents and codes 0, scores -inf) where it has fewer."""
 
     node_BP: Indices
     parent_BP: Indices

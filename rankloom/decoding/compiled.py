@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-from torch import Tensor
 
 from rankloom.decoding import frontier_kernels as kernels
 from rankloom.decoding.children import Indices, Next, Scores
@@ -21,9 +20,10 @@ from rankloom.decoding.memory import EVIDENCE, Guide
 from rankloom.semantic.trie import Trie
 
 _NO_INDICES: Final = np.zeros(0, np.int64)
-_NO_COUNTS: Final = np.zeros(0, np.int32)
-_NO_FLOATS: Final = np.zeros(0, np.float32)
 _NO_AMOUNTS: Final = np.zeros(0, np.float64)
+_NO_COUNTS: Final = np.zeros(0, np.int32)
+_NO_NAMES: Final[tuple[Any, ...]] = (_NO_INDICES, _NO_INDICES, _NO_AMOUNTS, _NO_INDICES, _NO_AMOUNTS)
+_NO_FLOATS: Final = np.zeros(0, np.float32)
 _MOST_NODES: Final = 2**32
 """Nodes of a depth that the kernels' keys can tell apart."""
 
@@ -38,7 +38,7 @@ def advance(
     level: int,
     node_BW: Indices,
     score_BW: Scores,
-    logits_BWK: Tensor,
+    logits_BWK: Scores,
     beam_B: Indices,
     masks: RequestMasks,
     *,
@@ -49,39 +49,29 @@ def advance(
     """The best legal continuations; None where the logits have no log-softmax.
 
     Args:
-        logits_BWK: float32.
+        logits_BWK: of the next code.
         over_children: normalise over the trie's children and not over the codebook.
     """
-    batch, width = node_BW.shape
-    logits = np.ascontiguousarray(logits_BWK.numpy())
-    log_sum = np.empty((batch, width), np.float32)
-    top = np.empty((batch, width), np.float32)
-    rows = logits.reshape(batch * width, -1)
-    if not kernels.normalisers(rows, log_sum.reshape(-1), top.reshape(-1), over_children):
-        return None
-    begin, end = trie.spans(level, node_BW)
-    most = max(1, min(int(beam_B.max(initial=1)), trie.n_nodes(level + 1)))
-    node = np.full((batch, most), -1, np.int64)
-    parent = np.zeros((batch, most), np.int64)
-    code = np.full((batch, most), -1, np.int64)
-    score = np.full((batch, most), -np.inf, np.float32)
+    batch = len(node_BW)
+    most = max(1, min(int(max(beam_B, default=1)), trie.n_nodes(level + 1)))
+    # node, parent and code of one request lie together
+    out_B3P, score_BP = np.empty((batch, 3, most), np.int64), np.empty((batch, most), np.float32)
+    lying = trie.lying(level)
     wide = 1
     for b in range(batch):
-        own = min(int(beam_B[b]), most)
         counts = masks.unique[masks.which_B[b]].counts
-        named: tuple[Any, ...] = (_NO_INDICES, _NO_INDICES, _NO_AMOUNTS, _NO_INDICES, _NO_AMOUNTS)
+        named = _NO_NAMES
         if guide is not None:
-            names, parents, amounts = guide.named(level + 1, b)
-            above, _, above_amounts = guide.named(level, b)
-            named = (names, parents, amounts, above, above_amounts)
+            named = (*guide.named(level + 1, b), *guide.named(level, b)[::2])
         shift = _NO_FLOATS if lift is None else lift.nodes[level].numpy()[int(lift.moment_B[b])]
         found = kernels.extend(
-            logits[b], log_sum[b], top[b], node_BW[b], score_BW[b], begin[b], end[b], trie.codes[level], over_children,
-            shift, _NO_COUNTS if counts is None else counts[level], masks.blocked(level + 1, b), *named,
-            0.0 if guide is None else guide.share, EVIDENCE,
-            node[b, :own], parent[b, :own], code[b, :own], score[b, :own],
+            logits_BWK[b], node_BW[b], score_BW[b], *lying, over_children, shift,
+            _NO_COUNTS if counts is None else counts[level], masks.blocked(level + 1, b), *named,
+            0.0 if guide is None else guide.share, EVIDENCE, min(int(beam_B[b]), most), out_B3P[b], score_BP[b],
         )  # fmt: skip
+        if found < 0:
+            return None
         wide = max(wide, found)
-    if wide == most:
-        return Next(node, parent, code, score)
-    return Next(*(np.ascontiguousarray(own[:, :wide]) for own in (node, parent, code, score)))
+    if wide < most:
+        out_B3P, score_BP = out_B3P[:, :, :wide], np.ascontiguousarray(score_BP[:, :wide])
+    return Next(*(np.ascontiguousarray(out_B3P[:, row]) for row in range(3)), score_BP)

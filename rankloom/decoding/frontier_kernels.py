@@ -5,7 +5,7 @@ that the bar rises early, and a beam whose most probable code stays under it is 
 names is mixed one by one, apart from that pass, since it may pass the bar where the model alone does not. Filter and
 exclusions are asked only about what passes the bar. Nothing is approximated: what is left out could not have been kept.
 
-Shapes: W beams of a request, K codes, n_l nodes of the level's children, M named children, X excluded nodes.
+Shapes: W beams of a request, K codes, P places for continuations, n_l nodes of the level's children, M named children, X excluded nodes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from rankloom.kernels import exp, has, jit, largest, ordered, place, unordered
+from rankloom.semantic.trie_kernels import span
 
 _NOTHING: Final = np.float32(-np.inf)
 _HIGH: Final = np.int64(2**32)
@@ -23,24 +24,21 @@ _LOW: Final = np.int64(2**32 - 1)
 
 
 @jit
-def normalisers(logits_WK: Any, log_sum_W: Any, top_W: Any, over_children: Any) -> Any:
-    """Writes each row's log of the sum of exponentials (0 where none is asked for) and its largest value; False where a
-    row has no such sum."""
-    fine = True
-    for row in range(len(logits_WK)):
-        own = logits_WK[row]
-        top = largest(own)
-        broken = np.int32(0)
-        for i in range(len(own)):
-            broken += np.int32(own[i] != own[i])
-        fine = fine and broken == 0 and math.isfinite(top)
-        log_sum_W[row], top_W[row] = 0, top
-        if not over_children:
-            total = np.float32(0)
-            for i in range(len(own)):
-                total += exp(own[i] - top)
-            log_sum_W[row] = top + np.float32(math.log(total))
-    return fine
+def _log_sum(row: Any, top: Any) -> Any:
+    """Log of the sum of exponentials of numbers of which `top` is the largest."""
+    total = np.float32(0)
+    for i in range(len(row)):
+        total += exp(row[i] - top)
+    return top + np.float32(math.log(total))
+
+
+@jit
+def _broken(row: Any) -> Any:
+    """How many are not a number."""
+    count = np.int32(0)
+    for i in range(len(row)):
+        count += np.int32(row[i] != row[i])
+    return count
 
 
 @jit
@@ -98,48 +96,44 @@ def _both(a: Any, b: Any) -> Any:
 @jit
 def _normalise(value: Any) -> None:
     """Log-softmax, in place."""
-    top = largest(value)
-    total = np.float32(0)
-    for i in range(len(value)):
-        total += exp(value[i] - top)
-    log_sum = top + np.float32(math.log(total))
+    log_sum = _log_sum(value, largest(value))
     for i in range(len(value)):
         value[i] -= log_sum
 
 
 @jit
 def extend(
-    logits_WK: Any, log_sum_W: Any, top_W: Any, node_W: Any, score_W: Any, begin_W: Any, end_W: Any, codes: Any,
+    logits_WK: Any, node_W: Any, score_W: Any, start: Any, further: Any, runs: Any, run: Any, codes: Any,
     over_children: Any, shift_n: Any, counts_n: Any, blocked_X: Any, named_M: Any, parent_M: Any, amount_M: Any,
-    above: Any, above_amount: Any, share: Any, evidence: Any,
-    out_node: Any, out_parent: Any, out_code: Any, out_score: Any,
+    above: Any, above_amount: Any, share: Any, evidence: Any, beam: Any, out_3P: Any, out_score: Any,
 ) -> Any:  # fmt: skip
-    """Writes the best legal continuations, best first, ties by node, into as many places as there are; how many.
+    """Writes the best legal continuations, best first, `beam` at most, ties by node; how many, or -1 where a beam's logits have
+    no log-softmax.
 
     Args:
-        logits_WK: of the next code; `log_sum_W`, `top_W` are what `normalisers` wrote of them.
-        node_W, score_W: the beams, -1 for none, best first; their children are the nodes `begin_W` to `end_W`.
-        codes: the last code of every child.
+        logits_WK: of the next code.
+        node_W, score_W: the beams, -1 for none, best first.
+        start, further, runs, run: where the trie keeps their children (`Offsets`); `codes` are these nodes' last codes.
         over_children: normalise over the children and not over the codebook.
         shift_n: added to the log-probabilities of nodes before these are normalised again; empty for none.
         counts_n: allowed items below nodes; empty where all are allowed.
         blocked_X: nodes that exclusions have emptied, ascending.
         named_M, parent_M, amount_M: what the memory names at this depth; `above`, `above_amount` one depth up.
         share, evidence: see `Guide`.
+        out_3P: node, parent and code of each; places beyond get -1, 0 and 0, and a score of -inf.
     """
-    heap = np.empty(len(out_node), np.int64)
-    owner = np.empty(len(out_node), np.int64)
+    heap, owner = np.empty(beam, np.int64), np.empty(beam, np.int64)
     held = 0
     spelled = over_children or len(shift_n) > 0
-    longest = 0
-    if spelled:
-        for w in range(len(node_W)):
-            longest = max(longest, end_W[w] - begin_W[w])
-    scratch = np.empty(longest, np.float32)
+    scratch = np.empty(logits_WK.shape[1] if spelled else 0, np.float32)
     for w in range(len(node_W)):
         if node_W[w] < 0:
             continue
-        begin, end, base, row = begin_W[w], end_W[w], score_W[w], logits_WK[w]
+        begin, end = span(start, further, runs, run, node_W[w])
+        base, row = score_W[w], logits_WK[w]
+        top = largest(row)
+        if _broken(row) or not math.isfinite(top):
+            return -1
         whole, left = 0.0, np.float32(0)
         first = last = 0
         if len(above):
@@ -152,7 +146,7 @@ def extend(
                     last += 1
         if spelled:
             value = scratch[: end - begin]
-            own = np.float32(0) if over_children else log_sum_W[w]
+            own = np.float32(0) if over_children else _log_sum(row, top)
             for c in range(begin, end):
                 value[c - begin] = row[codes[c]] - own
             if over_children:
@@ -174,15 +168,16 @@ def extend(
                     held = _push(heap, owner, held, _key(score, begin + i), w)
                     bar = _bar(heap, held)
             continue
+        log_sum = _log_sum(row, top)
         for m in range(first, last):
             child = named_M[m]
             told = np.float32(math.log(share * amount_M[m] / (whole + evidence)))
-            score = _both(row[codes[child]] - log_sum_W[w] + left, told) + base
+            score = _both(row[codes[child]] - log_sum + left, told) + base
             if score >= _bar(heap, held) and _legal(child, counts_n, blocked_X):
                 held = _push(heap, owner, held, _key(score, child), w)
-        own = (left - log_sum_W[w]) + base
+        own = (left - log_sum) + base
         bar = _bar(heap, held)
-        if top_W[w] + own < bar:
+        if top + own < bar:
             continue
         for c in range(begin, end):
             score = row[codes[c]] + own
@@ -195,8 +190,10 @@ def extend(
         held -= 1
         _sink(heap, owner, held, heap[held], owner[held])
         node = _LOW - (key & _LOW)
-        out_node[held], out_parent[held] = node, w
-        out_code[held], out_score[held] = codes[node], unordered(np.int32(key // _HIGH))
+        out_3P[0, held], out_3P[1, held], out_3P[2, held] = node, w, codes[node]
+        out_score[held] = unordered(np.int32(key // _HIGH))
+    for i in range(found, len(out_score)):
+        out_3P[0, i], out_3P[1, i], out_3P[2, i], out_score[i] = -1, 0, 0, _NOTHING
     return found
 
 

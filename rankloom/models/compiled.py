@@ -10,7 +10,7 @@ Shapes: as in decoder_kernels.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from rankloom.kernels import one_thread
 from rankloom.models import decoder_kernels as kernels
-from rankloom.models.context import ContextBatch, ContextProcessor
+from rankloom.models.context import ContextBatch
 from rankloom.models.decoder_kernels import Blocks, Floats, Pathway
-from rankloom.models.folded import FoldedDecoder, pays
+from rankloom.models.folded import FoldedDecoder, pays, unchanged
 from rankloom.models.layers import RMSNorm
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 class CompiledContext:
     """A batch of requests as the kernels read it: start of BOS, and per layer the context multiplied with projections."""
 
+    surface_B: Tensor
     start_BD: Floats
     pool_BZ: Floats
     read_LBDM: Floats
@@ -46,10 +47,10 @@ class CompiledCache:
     past_BYLX: Floats
     ancestor_BWP: NDArray[np.int64]
 
-    def reorder(self, parent_BW: Tensor) -> CompiledCache:
+    def reorder(self, parent_BW: NDArray[np.int64]) -> CompiledCache:
         """The cache whose beam w continues the old beam `parent_BW[b, w]`."""
-        parent, (batch, width, before) = parent_BW.numpy(), self.ancestor_BWP.shape
-        rows = parent + np.arange(batch)[:, None] * width
+        batch, width, before = self.ancestor_BWP.shape
+        rows = parent_BW if batch == 1 else parent_BW + np.arange(batch)[:, None] * width
         return CompiledCache(self.past_BYLX, self.ancestor_BWP.reshape(batch * width, before).take(rows, axis=0))
 
 
@@ -73,12 +74,12 @@ class CompiledDecoder:
         self.path = _pathway(model, folded)
         parts = (model.context, model.pool, model.pool_in, model.surface, *model.code_inputs)
         weights = [own for part in parts if part is not None for own in part.parameters()]
-        self._seen = [(own, own._version) for own in (*weights, model.bos)]
+        self._seen = [*folded.made_of, *((own, own._version) for own in (*weights, model.bos))]
 
     @property
     def fresh(self) -> bool:
-        """Whether the weights of the context and of BOS are still those it was made of."""
-        return all(own._version == version for own, version in self._seen)
+        """Whether the weights are still those it was made of."""
+        return unchanged(self._seen)
 
     def serves(self, batch: ContextBatch) -> bool:
         """Whether the kernels take such requests."""
@@ -86,69 +87,115 @@ class CompiledDecoder:
         n_context += 0 if batch.query_BQD is None else batch.query_BQD.shape[1]
         return pays(self.n_heads, n_context, len(self.path.bos_D))
 
-    def context(
-        self, processor: ContextProcessor, batch: ContextBatch, vectors: Tensor, surface_B: Tensor, asked_BZ: Tensor | None
-    ) -> CompiledContext:
-        """What a batch of requests comes to.
-
-        Args:
-            vectors: (B, Q, Z) of the batch's items.
-            asked_BZ: what queries add to the pool of the history.
-        """
-        n_requests, places, width = vectors.shape
+    def context(self, model: LazyDecoder, batch: ContextBatch, surface_B: Tensor | None) -> CompiledContext:
+        """What a batch of requests comes to; the kernels copy no vector that is in the table of all items."""
+        n_requests, places = batch.item_BT.shape
         dim, layers = len(self.path.bos_D), len(self.path.set_L)
-        elements, seen = processor.further(batch)
-        n_context = self.n_heads * (1 + places + elements.shape[1])
+        item = _whole(batch.item_BT)
+        vector_VZ, row = model.items.table(), item
+        if vector_VZ is None:
+            vectors = model.items(batch.item_BT)
+            vector_VZ = vectors.reshape(n_requests * places, -1).numpy()
+            row = np.arange(n_requests * places).reshape(n_requests, places)
+        further: tuple[NDArray[Any], NDArray[Any]] = (
+            np.empty((n_requests, 0, self.path.out_DC.shape[1]), np.float32), np.empty((n_requests, 0), np.bool_)
+        )  # fmt: skip
+        pool_BZ = np.zeros((n_requests, vector_VZ.shape[1]), np.float32)
+        if batch.user_BF is not None or batch.query_BQD is not None:
+            elements, seen = model.context.further(batch)
+            further = (elements.numpy(), seen.numpy())
+            asked = None if model.pool is None else model.pool.asked(batch, model.queries(batch))
+            pool_BZ = pool_BZ if asked is None else np.array(asked.numpy())
+        n_context = self.n_heads * (1 + places + further[0].shape[1])
+        if surface_B is None:
+            surface_B = torch.zeros(n_requests, dtype=torch.long)
         out = CompiledContext(
+            surface_B,
             np.empty((n_requests, dim), np.float32),
-            np.zeros((n_requests, width), np.float32) if asked_BZ is None else np.array(asked_BZ.numpy()),
+            pool_BZ,
             np.empty((layers, n_requests, dim, n_context), np.float32),
             np.empty((layers, n_requests, n_context, dim), np.float32),
             np.empty((layers, n_requests, n_context), np.float32),
         )
-        history = (batch.item_BT, vectors, batch.kind_BT, batch.watch_BT, batch.gap_BT, batch.surface_BT, batch.position_BT)
+        features = (batch.kind_BT, batch.watch_BT, batch.gap_BT, batch.surface_BT, batch.position_BT, batch.length_B)
         kernels.context(
-            self.path, self.n_groups, *map(_as_array, (*history, batch.length_B, elements, seen, surface_B)), out.pool_BZ,
+            self.path, self.n_groups, item, vector_VZ, row, *map(_whole, features), *further, _whole(surface_B), pool_BZ,
             out.start_BD, out.read_LBDM, out.write_LBMD, out.bias_LBM,
         )  # fmt: skip
         return out
 
-    def advance(
-        self, context: CompiledContext, level: int, codes_BW: Tensor | None, cache: CompiledCache | None
+    def steps(self, context: CompiledContext) -> CompiledSteps:
+        """A search from that context."""
+        return CompiledSteps(self, context)
+
+    def user(self, begun_BD: Floats, pool_BZ: Floats) -> Tensor:
+        """(B, Z) selection query from the hidden states of BOS and the history's pool (zeros where there is none)."""
+        weight, eps = self.select
+        out = np.empty((len(begun_BD), weight.shape[1]), np.float32)
+        kernels.project(begun_BD, weight, eps, out)
+        out += pool_BZ
+        return torch.from_numpy(out)
+
+
+@dataclass
+class CompiledSteps:
+    """A search through one batch of requests (`decoding.protocol.Steps`); BOS is taken once, for search and selection.
+
+    Attributes:
+        begun: hidden states (B, D), logits (B, 1, K) and cache after BOS, once somebody asked.
+    """
+
+    decoder: CompiledDecoder
+    context: CompiledContext
+    begun: tuple[Floats, Floats, CompiledCache] | None = None
+
+    def begin(self) -> tuple[Floats, Floats, CompiledCache]:
+        """What BOS comes to."""
+        if self.begun is None:
+            h_BD = self.context.start_BD.copy()
+            batch, layers = len(h_BD), len(self.context.read_LBDM)
+            nothing = CompiledCache(
+                np.empty((batch, 0, layers, 2 * h_BD.shape[1]), np.float32), np.empty((batch, 1, 0), np.int64)
+            )
+            logits, cache = self._advance(0, h_BD[:, None], nothing)
+            self.begun = (h_BD, logits, cache)
+        return self.begun
+
+    def user(self) -> Tensor:
+        """(B, Z) selection query of each request."""
+        return self.decoder.user(self.begin()[0], self.context.pool_BZ)
+
+    def step(
+        self, level: int, codes_BW: NDArray[np.int64] | None, cache: CompiledCache | None
     ) -> tuple[Floats, CompiledCache]:
-        """(B, W, D) hidden states after all blocks, of BOS or of the codes chosen at `level - 1`; and the cache with them."""
-        layers, batch, dim = context.read_LBDM.shape[:3]
+        """(B, W, K) logits of the next code, and the cache with the codes chosen at `level - 1`."""
         if codes_BW is None or cache is None:
-            h_BWD = context.start_BD[:, None].copy()
-            cache = CompiledCache(np.empty((batch, 0, layers, 2 * dim), np.float32), np.empty((batch, 1, 0), np.int64))
-        else:
-            h_BWD = self.tables[level - 1].take(codes_BW.numpy(), axis=0)
-        width, before = h_BWD.shape[1], cache.past_BYLX.shape[1]
+            return self.begin()[1:]
+        return self._advance(level, self.decoder.tables[level - 1].take(codes_BW, axis=0), cache)
+
+    def reorder(self, cache: CompiledCache, parent_BW: NDArray[np.int64]) -> CompiledCache:
+        """The cache whose beam w continues the old beam `parent_BW[b, w]`."""
+        return cache.reorder(parent_BW)
+
+    def _advance(self, level: int, h_BWD: Floats, cache: CompiledCache) -> tuple[Floats, CompiledCache]:
+        own, context = self.decoder, self.context
+        (batch, width, dim), before = h_BWD.shape, cache.past_BYLX.shape[1]
+        head_DK, eps = own.heads[level]
+        out = np.empty((batch, width, head_DK.shape[1]), np.float32)
         # nobody continues the last code
-        kept = width if level + 1 < len(self.heads) else 0
-        own_BWLX = np.empty((batch, kept, layers, 2 * dim), np.float32)
-        kernels.advance(
-            self.blocks, self.n_heads, context.read_LBDM, context.write_LBMD, context.bias_LBM,
-            h_BWD, cache.past_BYLX, cache.ancestor_BWP, own_BWLX,
+        kept = width if level + 1 < len(own.heads) else 0
+        own_BWLX = np.empty((batch, kept, len(context.read_LBDM), 2 * dim), np.float32)
+        kernels.step(
+            own.blocks, own.n_heads, context.read_LBDM, context.write_LBMD, context.bias_LBM, head_DK, eps,
+            h_BWD, cache.past_BYLX, cache.ancestor_BWP, own_BWLX, out,
         )  # fmt: skip
         if not kept:
-            return h_BWD, cache
+            return out, cache
         past = np.concatenate([cache.past_BYLX, own_BWLX], axis=1) if before else own_BWLX
-        own_BW1 = np.broadcast_to(np.arange(before, before + width)[:, None], (batch, width, 1))
-        return h_BWD, CompiledCache(past, np.concatenate([cache.ancestor_BWP, own_BW1], axis=2))
-
-    def logits(self, h_BWD: Floats, level: int) -> Tensor:
-        """(B, W, K) logits of the code at `level`."""
-        return self._project(h_BWD, *self.heads[level])
-
-    def user(self, h_BD: Floats, pool_BZ: Floats) -> Tensor:
-        """(B, Z) selection query from the hidden states of BOS and the history's pool (zeros where there is none)."""
-        return self._project(h_BD, *self.select).add_(torch.from_numpy(pool_BZ))
-
-    def _project(self, h_RD: Floats, weight_DK: Floats, eps: np.float32) -> Tensor:
-        out = np.empty((*h_RD.shape[:-1], weight_DK.shape[1]), np.float32)
-        kernels.project(h_RD.reshape(-1, h_RD.shape[-1]), weight_DK, eps, out.reshape(-1, weight_DK.shape[1]))
-        return torch.from_numpy(out)
+        ancestor = np.empty((batch, width, cache.ancestor_BWP.shape[2] + 1), np.int64)
+        ancestor[:, :, :-1] = cache.ancestor_BWP
+        ancestor[:, :, -1] = np.arange(before, before + width)
+        return out, CompiledCache(past, ancestor)
 
 
 def _pathway(model: LazyDecoder, folded: FoldedDecoder) -> Pathway:
@@ -178,9 +225,9 @@ def _pathway(model: LazyDecoder, folded: FoldedDecoder) -> Pathway:
     )  # fmt: skip
 
 
-def _as_array(own: Tensor) -> NDArray[np.generic]:
-    out: NDArray[np.generic] = np.ascontiguousarray(own.numpy())
-    return out
+def _whole(own: Tensor) -> NDArray[Any]:
+    out: NDArray[Any] = own.numpy()
+    return out if out.flags.c_contiguous else np.ascontiguousarray(out)
 
 
 def _array(own: Tensor | list[Tensor] | list[tuple[float, ...]]) -> Floats:

@@ -6,7 +6,7 @@
 
 Shapes: B requests, W beams, R = rows of the requests at hand, D width, H heads, G K/V groups, E head width, S sets of keys
 and values, N context elements, M = H * N, L layers, F hidden width, X = 2 D (keys, values), Y places of earlier codes, P codes
-before, Q history places, Z width of item vectors, C = context width, A pool heads, U further elements (user, queries), K codes.
+before, Q history places, V rows of vectors, Z their width, C = context width, A pool heads, U further elements (user, queries), K codes.
 """
 
 from __future__ import annotations
@@ -177,11 +177,11 @@ def _gated(gate_up_RF: Any, out_RF: Any) -> None:
 
 
 @jit
-def advance(
-    blocks: Any, heads: Any, read_LBDM: Any, write_LBMD: Any, bias_LBM: Any,
-    h_BWD: Any, past_BYLX: Any, ancestor_BWP: Any, own_BWLX: Any,
+def step(
+    blocks: Any, heads: Any, read_LBDM: Any, write_LBMD: Any, bias_LBM: Any, head_DK: Any, head_eps: Any,
+    h_BWD: Any, past_BYLX: Any, ancestor_BWP: Any, own_BWLX: Any, out_BWK: Any,
 ) -> None:  # fmt: skip
-    """Takes the hidden states `h_BWD` through all blocks, in place, and writes the newest keys and values.
+    """Takes the hidden states `h_BWD` through all blocks, in place, writes the newest keys and values, and the logits.
 
     Args:
         read_LBDM, write_LBMD, bias_LBM: what `context` wrote.
@@ -225,19 +225,16 @@ def advance(
             np.dot(unit[:rows], blocks.gate_up_LDF[layer], gate_up[:rows])
             _gated(gate_up[:rows], active[:rows])
             np.dot(active[:rows], blocks.down_LFD[layer], more[:rows])
-        for r in range(rows):
-            for i in range(dim):
-                h[r, i] += more[r, i]
+        _add_unit(h, more[:rows], head_eps, unit[:rows])
+        np.dot(unit[:rows], head_DK, out_BWK[first:last].reshape((rows, out_BWK.shape[2])))
 
 
 @jit
 def project(h_RD: Any, weight_DK: Any, eps: Any, out_RK: Any) -> None:
-    """Writes the product of the unit rows with a matrix: logits, or what selection asks with."""
-    unit = np.empty((min(len(h_RD), _ROWS), h_RD.shape[1]), np.float32)
-    for first in range(0, len(h_RD), _ROWS):
-        rows = min(_ROWS, len(h_RD) - first)
-        _unit(h_RD[first : first + rows], eps, unit[:rows])
-        np.dot(unit[:rows], weight_DK, out_RK[first : first + rows])
+    """Writes the product of the unit rows with a matrix."""
+    unit = np.empty_like(h_RD)
+    _unit(h_RD, eps, unit)
+    np.dot(unit, weight_DK, out_RK)
 
 
 @jit
@@ -253,25 +250,27 @@ def _normed(x_X: Any, gain_X: Any, eps: Any, out_X: Any) -> None:
 
 @jit
 def context(
-    path: Any, groups: Any, item_BQ: Any, vector_BQZ: Any, kind_BQ: Any, watch_BQ: Any, gap_BQ: Any, surface_BQ: Any,
+    path: Any, groups: Any, item_BQ: Any, vector_VZ: Any, row_BQ: Any, kind_BQ: Any, watch_BQ: Any, gap_BQ: Any, surface_BQ: Any,
     position_BQ: Any, length_B: Any, further_BUC: Any, seen_BU: Any, surface_B: Any, pool_BZ: Any,
     start_BD: Any, read_LBDM: Any, write_LBMD: Any, bias_LBM: Any,
 ) -> None:  # fmt: skip
     """Writes the pool, the start of BOS, and the context as the blocks read it.
 
     Args:
-        item_BQ, ..., length_B: as in `ContextBatch`; `vector_BQZ` are the vectors of its items.
+        item_BQ, ..., length_B: as in `ContextBatch`; the vectors of its items are rows `row_BQ` of `vector_VZ`, and those of
+            negative numbers may be any.
         further_BUC, seen_BU: elements behind the history, before their norms, and whether the target sees them.
         surface_B: where the answer is shown.
         pool_BZ: what is added to the pool of the history, and then that sum.
     """
-    batch, places, width = vector_BQZ.shape
+    (batch, places), width = item_BQ.shape, vector_VZ.shape[1]
     dim, wide = path.out_DC.shape
     sets, chunk = path.key_gain_SX.shape
     heads, layers, recencies = path.recency_HLR.shape
     n_context = 1 + places + further_BUC.shape[1]
     separate = len(path.value_gain_SX)
     head_dim = path.query_LHDE.shape[3]
+    vector = np.empty((places, width), np.float32)
     hidden = np.empty((places, dim), np.float32)
     element = np.empty((n_context, wide), np.float32)
     key = np.empty((sets, groups, n_context, head_dim), np.float32)
@@ -280,7 +279,9 @@ def context(
     rank = np.empty(n_context, np.int64)
     read = np.empty((dim, n_context), np.float32)
     for b in range(batch):
-        np.dot(vector_BQZ[b], path.item_ZD, hidden)
+        for q in range(places):
+            vector[q] = vector_VZ[max(0, row_BQ[b, q])]
+        np.dot(vector, path.item_ZD, hidden)
         for q in range(places):
             own = hidden[q]
             kind, watch, gap = path.kind[kind_BQ[b, q]], path.watch[watch_BQ[b, q]], path.gap[gap_BQ[b, q]]
@@ -321,7 +322,7 @@ def context(
                     bias_LBM[layer, b, first + n] = path.recency_HLR[head, layer, rank[n]] if seen else _UNSEEN
         start_BD[b] = path.bos_D + path.surface_start[surface_B[b]]
         if len(path.pool_in_ZD):
-            _pool(path, rank, kind_BQ[b], vector_BQZ[b], pool_BZ[b])
+            _pool(path, rank, kind_BQ[b], vector, pool_BZ[b])
             start_BD[b] += np.dot(pool_BZ[b], path.pool_in_ZD)
 
 

@@ -92,12 +92,12 @@ class FoldedDecoder:
         self.select, self.select_eps = _after(select_norm, select.weight.detach()), select_norm.eps
         parts = (*blocks, *head_norms, *heads, select_norm, select)
         weights = [own for part in parts for own in part.parameters()]
-        self._seen = [(own, own._version) for own in weights]
+        self.made_of = [(own, own._version) for own in weights]
 
     @property
     def fresh(self) -> bool:
         """Whether the weights are still those it was made of."""
-        return all(own._version == version for own, version in self._seen)
+        return unchanged(self.made_of)
 
     def logits(self, h_BWD: Tensor, level: int) -> Tensor:
         """(B, W, K) logits of the code at `level`."""
@@ -185,6 +185,15 @@ class FoldedDecoder:
             write = torch.matmul(values_LBHNE, self.out_LHED[:, None])
             context.write_BMD = write.view(-1, batch, heads * n_context, dim).unbind()
         return True
+
+
+def unchanged(made_of: list[tuple[Tensor, int]]) -> bool:
+    """Whether tensors are still of the versions that they had."""
+    # asked in every request: a loop is twice as fast as `all`
+    for own, version in made_of:  # noqa: SIM110
+        if own._version != version:
+            return False
+    return True
 
 
 def pays(heads: int, n_context: int, dim: int) -> bool:

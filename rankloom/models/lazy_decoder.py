@@ -41,7 +41,7 @@ from rankloom.models.layers import (
 from rankloom.models.pool import HistoryPool
 
 if TYPE_CHECKING:
-    from rankloom.models.compiled import CompiledCache, CompiledContext, CompiledDecoder
+    from rankloom.models.compiled import CompiledCache, CompiledDecoder, CompiledSteps
 
 
 @dataclass
@@ -53,16 +53,16 @@ class Prefix:
         begun: hidden state and cache after BOS, once somebody asked; search and selection both start there.
         decoder: the folded blocks that continue it, where no gradient is asked for; None leaves it to the plain ones.
         folded: the context as folded blocks read it.
-        compiled: the kernels that continue it instead, and the context as they read it.
+        compiled: the kernels that continue it instead, with the context as they read it.
     """
 
     plain: Callable[[], tuple[ContextKV, Tensor, Tensor]]
     surface_B: Tensor
     pool_BD: Tensor | None = None
-    begun: tuple[Any, Any] | None = None
+    begun: tuple[Tensor, SuffixCache] | None = None
     decoder: FoldedDecoder | None = None
     folded: FoldedContext | None = None
-    compiled: tuple[CompiledDecoder, CompiledContext] | None = None
+    compiled: CompiledSteps | None = None
 
     @cached_property
     def _context(self) -> tuple[ContextKV, Tensor, Tensor]:
@@ -274,15 +274,15 @@ class LazyDecoder(nn.Module):
     def _pool(self, batch: ContextBatch, vectors: Tensor, place_BT: Tensor, *, last: bool = False) -> Tensor | None:
         if self.pool is None:
             return None
-        queries = self._queries(batch, vectors)
+        queries = self.queries(batch)
         if last:
             return self.pool.last(batch, vectors, queries)[:, None]
         pool: Tensor = self.pool(batch, vectors, place_BT, queries)
         return pool
 
-    def _queries(self, batch: ContextBatch, vectors: Tensor) -> Tensor | None:
+    def queries(self, batch: ContextBatch) -> Tensor | None:
         """(B, R, D_item) queries as item vectors."""
-        return None if batch.query_BQD is None else self.items.content(batch.query_BQD.to(vectors.dtype))
+        return None if batch.query_BQD is None else self.items.content(batch.query_BQD.to(self.items.content.weight.dtype))
 
     def _embed(self, codes_MP: Tensor, surface_M: Tensor, pool_MD: Tensor | None) -> Tensor:
         parts = [self._start(surface_M, pool_MD)[:, None]]
@@ -299,60 +299,64 @@ class LazyDecoder(nn.Module):
 
     def prefill(self, batch: ContextBatch, surface_B: Tensor | None = None) -> Prefix:
         """Computes the context of B requests; the one target of each comes right after its history."""
+        compiled = self._kernels()
+        if compiled is not None and compiled.serves(batch):
+            context = compiled.context(self, batch, surface_B)
+            pool_BD = None if self.pool is None else torch.from_numpy(context.pool_BZ)
+            shown = context.surface_B
+            return Prefix(lambda: self._plain(batch), shown, pool_BD, None, self._folded, None, compiled.steps(context))
         vectors = self.items(batch.item_BT)
         if surface_B is None:
             surface_B = torch.zeros(batch.batch_size, dtype=torch.long, device=batch.item_BT.device)
-
-        def plain() -> tuple[ContextKV, Tensor, Tensor]:
-            kv = self.context(batch, vectors)
-            return kv, *visibility(kv, batch.length_B[:, None], self.config.max_history)
-
-        compiled = self._kernels()
-        if compiled is not None and compiled.serves(batch):
-            asked = None if self.pool is None else self.pool.asked(batch, self._queries(batch, vectors))
-            context = compiled.context(self.context, batch, vectors, surface_B, asked)
-            pool_BD = None if self.pool is None else torch.from_numpy(context.pool_BZ)
-            return Prefix(plain, surface_B, pool_BD, decoder=self._folded, compiled=(compiled, context))
         pool = self._pool(batch, vectors, batch.length_B[:, None], last=not torch.is_grad_enabled())
-        made = plain()
+        made = self._plain(batch, vectors)
         return Prefix(lambda: made, surface_B, None if pool is None else pool[:, 0], decoder=self._inference())
 
+    def _plain(self, batch: ContextBatch, vectors: Tensor | None = None) -> tuple[ContextKV, Tensor, Tensor]:
+        """Keys and values of the context, recency ranks, and what the target after the history sees."""
+        kv = self.context(batch, self.items(batch.item_BT) if vectors is None else vectors)
+        return kv, *visibility(kv, batch.length_B[:, None], self.config.max_history)
+
+    def steps(self, prefix: Prefix) -> CompiledSteps | None:
+        """The search that the kernels do; None where they do not."""
+        return None if torch.is_grad_enabled() else prefix.compiled
+
     def step(
-        self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: SuffixCache | CompiledCache | None
+        self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: Any
     ) -> tuple[Tensor, SuffixCache | CompiledCache]:
         """Logits (B, W, K_level) of the next code for every beam.
 
         At level 0 there is one beam and `codes_BW` is None; later `codes_BW` holds the codes chosen at `level - 1`.
         """
+        steps = self.steps(prefix)
+        if steps is not None:
+            logits, cache = steps.step(level, None if codes_BW is None else codes_BW.numpy(), cache)
+            return torch.from_numpy(logits), cache
         h_BWD, cache = self._begin(prefix) if codes_BW is None else self._advance(prefix, level, codes_BW, cache)
         return self._logits(prefix, h_BWD, level), cache
 
     def start(self, prefix: Prefix) -> tuple[Tensor, Tensor, SuffixCache | CompiledCache]:
         """Level 0 with the user's state: ((B, 1, K_0) logits, (B, D_item) selection query, cache)."""
-        h_B1D, cache = self._begin(prefix)
-        return self._logits(prefix, h_B1D, 0), self._user(prefix, h_B1D[:, 0]), cache
+        logits, cache = self.step(prefix, 0, None, None)
+        return logits, self.user(prefix), cache
 
     def user(self, prefix: Prefix) -> Tensor:
         """(B, D_item) selection query of each request."""
-        return self._user(prefix, self._begin(prefix)[0][:, 0])
-
-    def _user(self, prefix: Prefix, h_BD: Any) -> Tensor:
-        if prefix.compiled is not None and not torch.is_grad_enabled():
-            compiled, context = prefix.compiled
-            return compiled.user(h_BD, context.pool_BZ)
+        steps = self.steps(prefix)
+        if steps is not None:
+            return steps.user()
+        h_BD = self._begin(prefix)[0][:, 0]
         if prefix.decoder is None or torch.is_grad_enabled():
             return self.user_state(h_BD, prefix.pool_BD)
         state = prefix.decoder.user(h_BD)
         return state if prefix.pool_BD is None else state + prefix.pool_BD
 
-    def _logits(self, prefix: Prefix, h_BWD: Any, level: int) -> Tensor:
-        if prefix.compiled is not None and not torch.is_grad_enabled():
-            return prefix.compiled[0].logits(h_BWD, level)
+    def _logits(self, prefix: Prefix, h_BWD: Tensor, level: int) -> Tensor:
         if prefix.decoder is not None and not torch.is_grad_enabled():
             return prefix.decoder.logits(h_BWD, level)
         return self.heads[level](self.head_norms[level](h_BWD))  # type: ignore[no-any-return]
 
-    def _begin(self, prefix: Prefix) -> tuple[Any, SuffixCache | CompiledCache]:
+    def _begin(self, prefix: Prefix) -> tuple[Tensor, SuffixCache]:
         """The hidden state of BOS and the cache that holds it; kept in the prefix where no gradient is asked for."""
         if torch.is_grad_enabled() or self.training:
             return self._advance(prefix, 0, None, None)
@@ -401,12 +405,8 @@ class LazyDecoder(nn.Module):
         return super().load_state_dict(state_dict, strict, assign)
 
     def _advance(
-        self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: SuffixCache | CompiledCache | None
-    ) -> tuple[Any, SuffixCache | CompiledCache]:
-        if prefix.compiled is not None and not torch.is_grad_enabled():
-            compiled, context = prefix.compiled
-            return compiled.advance(context, level, codes_BW, cache)  # type: ignore[arg-type]
-        assert cache is None or isinstance(cache, SuffixCache)
+        self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: SuffixCache | None
+    ) -> tuple[Tensor, SuffixCache]:
         batch = prefix.batch_size
         if codes_BW is None:
             h_BWD = self._start(prefix.surface_B, prefix.pool_BD)[:, None]
@@ -438,7 +438,7 @@ class LazyDecoder(nn.Module):
     def reorder(self, cache: SuffixCache | CompiledCache, parent_BW: Tensor) -> SuffixCache | CompiledCache:
         """The cache whose beam w continues the old beam `parent_BW[b, w]`."""
         if not isinstance(cache, SuffixCache):
-            return cache.reorder(parent_BW)
+            return cache.reorder(parent_BW.numpy())
         batch, n_beams = parent_BW.shape
         if cache.n_beams == 1:
             # all beams continue BOS

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from torch import Tensor
 
 from rankloom.errors import RankloomError
 from rankloom.semantic.offsets import RUN, Integers, Offsets, narrowest
+
+_NOTHING: Final = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -120,18 +122,13 @@ class Trie:
         begin, end = self.offsets[level].span(node)
         return begin, end - begin
 
-    def spans(self, level: int, node: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Compiled: where the children of nodes of depth `level` begin and end; both 0 for negative nodes."""
-        from rankloom.semantic import trie_kernels
-
-        own = self.offsets[level]
-        begin, end = np.empty_like(node), np.empty_like(node)
-        nothing = self.codes[0][:0]
-        trie_kernels.spans(
-            nothing if own.start is None else own.start, nothing if own.further_parent is None else own.further_parent,
-            own.runs, RUN, node.reshape(-1), begin.reshape(-1), end.reshape(-1),
-        )  # fmt: skip
-        return begin, end
+    def lying(self, level: int) -> tuple[Integers, Integers, NDArray[np.int64], int, Integers]:
+        """The arrays themselves, for the compiled kernels: first children of depth `level` or its further ones, of which one
+        is empty, runs of these and how many nodes a run has, and the children's codes."""
+        own, nothing = self.offsets[level], _NOTHING
+        start = nothing if own.start is None else own.start
+        further = nothing if own.further_parent is None else own.further_parent
+        return start, further, own.runs, RUN, self.codes[level]
 
     def codes_of(self, level: int, child: Integers) -> NDArray[np.int64]:
         """The codes of level `level` by which nodes of depth `level + 1` are reached."""
