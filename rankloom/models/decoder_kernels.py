@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rankloom.kernels import exp, jit, largest
+from rankloom.kernels import exp, jit, ordered, product, unordered, SMALLEST
 
 Floats = NDArray[np.float32]
 _ROWS: Final = 128
@@ -116,9 +116,11 @@ def _softmax(score_WM: Any, bias_M: Any, heads: Any) -> None:
         for head in range(heads):
             own = score_WM[w, head * n_context : (head + 1) * n_context]
             bias = bias_M[head * n_context : (head + 1) * n_context]
+            most = SMALLEST
             for i in range(n_context):
                 own[i] += bias[i]
-            top = largest(own)
+                most = max(most, ordered(own[i]))
+            top = unordered(most)
             total = np.float32(0)
             for i in range(n_context):
                 value = exp(own[i] - top)
@@ -210,23 +212,23 @@ def step(
                 _add_unit(h, more[:rows], eps[0], unit[:rows])
             for b in range(first, last):
                 at, end = (b - first) * width, (b - first + 1) * width
-                np.dot(unit[at:end], read_LBDM[layer, b], score)
+                product(unit[at:end], read_LBDM[layer, b], score)
                 _softmax(score, bias_LBM[layer, b], heads)
-                np.dot(score, write_LBMD[layer, b], more[at:end])
+                product(score, write_LBMD[layer, b], more[at:end])
             _add_unit(h, more[:rows], eps[1], unit[:rows])
-            np.dot(unit[:rows], blocks.qkv_LDX[layer], qkv[:rows])
+            product(unit[:rows], blocks.qkv_LDX[layer], qkv[:rows])
             for b in range(first, last):
                 at, end = (b - first) * width, (b - first + 1) * width
                 _look_back(qkv[at:end], past_BYLX[b], layer, ancestor_BWP[b], heads, weight, mixed[at:end])
                 for w in range(own_BWLX.shape[1]):
                     own_BWLX[b, w, layer] = qkv[at + w, dim:]
-            np.dot(mixed[:rows], blocks.mixed_LDD[layer], more[:rows])
+            product(mixed[:rows], blocks.mixed_LDD[layer], more[:rows])
             _add_unit(h, more[:rows], eps[2], unit[:rows])
-            np.dot(unit[:rows], blocks.gate_up_LDF[layer], gate_up[:rows])
+            product(unit[:rows], blocks.gate_up_LDF[layer], gate_up[:rows])
             _gated(gate_up[:rows], active[:rows])
-            np.dot(active[:rows], blocks.down_LFD[layer], more[:rows])
+            product(active[:rows], blocks.down_LFD[layer], more[:rows])
         _add_unit(h, more[:rows], head_eps, unit[:rows])
-        np.dot(unit[:rows], head_DK, out_BWK[first:last].reshape((rows, out_BWK.shape[2])))
+        product(unit[:rows], head_DK, out_BWK[first:last].reshape((rows, out_BWK.shape[2])))
 
 
 @jit
@@ -234,7 +236,7 @@ def project(h_RD: Any, weight_DK: Any, eps: Any, out_RK: Any) -> None:
     """Writes the product of the unit rows with a matrix."""
     unit = np.empty_like(h_RD)
     _unit(h_RD, eps, unit)
-    np.dot(unit, weight_DK, out_RK)
+    product(unit, weight_DK, out_RK)
 
 
 @jit
@@ -281,7 +283,7 @@ def context(
     for b in range(batch):
         for q in range(places):
             vector[q] = vector_VZ[max(0, row_BQ[b, q])]
-        np.dot(vector, path.item_ZD, hidden)
+        product(vector, path.item_ZD, hidden)
         for q in range(places):
             own = hidden[q]
             kind, watch, gap = path.kind[kind_BQ[b, q]], path.watch[watch_BQ[b, q]], path.gap[gap_BQ[b, q]]
@@ -289,7 +291,7 @@ def context(
             for i in range(dim):
                 sum_ = own[i] + kind[i] + watch[i] + gap[i] + shown[i] + position[i]
                 own[i] = sum_ if sum_ > 0 else path.slope * sum_
-        np.dot(hidden, path.out_DC, element[1 : places + 1])
+        product(hidden, path.out_DC, element[1 : places + 1])
         for q in range(1, places + 1):
             for i in range(wide):
                 element[q, i] += path.shift_C[i]
@@ -316,7 +318,7 @@ def context(
                 own_set, group, first = path.set_L[layer], head * groups // heads, head * n_context
                 np.dot(path.query_LHDE[layer, head], key[own_set, group].T, read)
                 read_LBDM[layer, b, :, first : first + n_context] = read
-                np.dot(value[own_set, group], path.out_LHED[layer, head], write_LBMD[layer, b, first : first + n_context])
+                product(value[own_set, group], path.out_LHED[layer, head], write_LBMD[layer, b, first : first + n_context])
                 for n in range(n_context):
                     seen = rank[n] >= 0
                     bias_LBM[layer, b, first + n] = path.recency_HLR[head, layer, rank[n]] if seen else _UNSEEN

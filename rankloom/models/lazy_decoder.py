@@ -366,7 +366,7 @@ class LazyDecoder(nn.Module):
 
     def _inference(self) -> FoldedDecoder | None:
         """The folded blocks; None where gradients, training, another precision or their size ask for the plain ones."""
-        if torch.is_grad_enabled() or self.training or torch.is_autocast_enabled(self.bos.device.type):
+        if self._plainly():
             return None
         if self._folded is None or not self._folded.fresh:
             self._compiled = None
@@ -379,14 +379,20 @@ class LazyDecoder(nn.Module):
 
     def _kernels(self) -> CompiledDecoder | None:
         """The compiled blocks; None where the folded ones do not serve either, or have experts, or `engine` is eager."""
-        folded = self._inference() if use_compiled(self.engine) else None
-        if folded is None or self.config.moe_experts or self.bos.device.type != "cpu":
+        if self._plainly() or not use_compiled(self.engine) or self.config.moe_experts or self.bos.device.type != "cpu":
             return None
         if self._compiled is None or not self._compiled.fresh:
+            folded = self._inference()
+            if folded is None:
+                return None
             from rankloom.models.compiled import CompiledDecoder
 
             self._compiled = CompiledDecoder(self, folded)
         return self._compiled
+
+    def _plainly(self) -> bool:
+        """Whether gradients, training or another precision ask for the plain blocks."""
+        return torch.is_grad_enabled() or self.training or torch.is_autocast_enabled(self.bos.device.type)
 
     def train(self, mode: bool = True) -> Self:
         self._folded = self._compiled = None

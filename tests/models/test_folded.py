@@ -35,6 +35,7 @@ def random_norms(model: LazyDecoder) -> None:
 
 def walk(model: LazyDecoder, prefix: Prefix, codes_LBW: list[Tensor], parents: list[Tensor]) -> list[Tensor]:
     """Logits of every level along given codes and parents, then the users' states."""
+    model.engine = "eager"
     logits, user, cache = model.start(prefix)
     out = [logits]
     for level, (codes, parent) in enumerate(zip(codes_LBW, parents, strict=True), start=1):
