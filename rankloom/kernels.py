@@ -91,15 +91,6 @@ def unordered(order: Any) -> Any:
 
 
 @jit
-def largest(x_N: Any) -> Any:
-    """The largest of some float32; vector units find it among whole numbers, where NaN is no question."""
-    most = SMALLEST
-    for i in range(len(x_N)):
-        most = max(most, ordered(x_N[i]))
-    return unordered(most)
-
-
-@jit
 def place(ascending: Any, wanted: Any, low: Any, high: Any) -> Any:
     """The first place from `low` to `high` whose number is not below the wanted one."""
     while low < high:

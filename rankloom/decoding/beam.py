@@ -132,8 +132,9 @@ def beam_search(
             scored = _continuations(trie, level, node_BW, score_BW, log_probs, masks, normalise, guide, lift)
             found = _best(scored, beam_B)
         if trace:
-            counts = torch.from_numpy(_n_legal(Children(trie, level, node_BW), masks))
-            levels.append(LevelTrace(*map(torch.from_numpy, (found.node_BP, found.score_BP, found.parent_BP)), counts))
+            counts = _n_legal(Children(trie, level, node_BW), masks)
+            node, score, parent = (torch.from_numpy(own) for own in (found.node_BP, found.score_BP, found.parent_BP))
+            levels.append(LevelTrace(node, score, parent, torch.from_numpy(counts)))
         taken.append(found)
         node_BW, score_BW = found.node_BP, found.score_BP
         if level + 1 < trie.n_levels:

@@ -8,7 +8,7 @@ Shapes: B requests, W beams, K codes, P beams of the next level.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from rankloom.semantic.trie import Trie
 _NO_INDICES: Final = np.zeros(0, np.int64)
 _NO_AMOUNTS: Final = np.zeros(0, np.float64)
 _NO_COUNTS: Final = np.zeros(0, np.int32)
-_NO_NAMES: Final[tuple[Any, ...]] = (_NO_INDICES, _NO_INDICES, _NO_AMOUNTS, _NO_INDICES, _NO_AMOUNTS)
+_NO_NAMES: Final = (_NO_INDICES, _NO_INDICES, _NO_AMOUNTS, _NO_INDICES, _NO_AMOUNTS)
 _NO_FLOATS: Final = np.zeros(0, np.float32)
 _MOST_NODES: Final = 2**32
 """Nodes of a depth that the kernels' keys can tell apart."""
@@ -60,13 +60,14 @@ def advance(
     wide = 1
     for b in range(batch):
         counts = masks.unique[masks.which_B[b]].counts
-        named = _NO_NAMES
+        named, parent, amount, above, above_amount = _NO_NAMES
         if guide is not None:
-            named = (*guide.named(level + 1, b), *guide.named(level, b)[::2])
+            named, parent, amount = guide.named(level + 1, b)
+            above, _, above_amount = guide.named(level, b)
         shift = _NO_FLOATS if lift is None else lift.nodes[level].numpy()[int(lift.moment_B[b])]
         found = kernels.extend(
             logits_BWK[b], node_BW[b], score_BW[b], *lying, over_children, shift,
-            _NO_COUNTS if counts is None else counts[level], masks.blocked(level + 1, b), *named,
+            _NO_COUNTS if counts is None else counts[level], masks.blocked(level + 1, b), named, parent, amount, above, above_amount,
             0.0 if guide is None else guide.share, EVIDENCE, min(int(beam_B[b]), most), out_B3P[b], score_BP[b],
         )  # fmt: skip
         if found < 0:
@@ -74,4 +75,5 @@ def advance(
         wide = max(wide, found)
     if wide < most:
         out_B3P, score_BP = out_B3P[:, :, :wide], np.ascontiguousarray(score_BP[:, :wide])
-    return Next(*(np.ascontiguousarray(out_B3P[:, row]) for row in range(3)), score_BP)
+    node_BP, parent_BP, code_BP = (np.ascontiguousarray(out_B3P[:, row]) for row in range(3))
+    return Next(node_BP, parent_BP, code_BP, score_BP)

@@ -15,10 +15,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from rankloom.kernels import exp, has, jit, largest, ordered, place, unordered
+from rankloom.kernels import SMALLEST, exp, has, jit, ordered, place, unordered
 from rankloom.semantic.trie_kernels import span
 
 _NOTHING: Final = np.float32(-np.inf)
+_NO_NUMBER: Final = np.float32(np.nan)
 _HIGH: Final = np.int64(2**32)
 _LOW: Final = np.int64(2**32 - 1)
 
@@ -33,12 +34,21 @@ def _log_sum(row: Any, top: Any) -> Any:
 
 
 @jit
-def _broken(row: Any) -> Any:
-    """How many are not a number."""
-    count = np.int32(0)
+def _top(row: Any) -> Any:
+    """The largest, or NaN where one is not a number or none is finite."""
+    most, broken = SMALLEST, np.int32(0)
     for i in range(len(row)):
-        count += np.int32(row[i] != row[i])
-    return count
+        most = max(most, ordered(row[i]))
+        broken += np.int32(row[i] != row[i])
+    top = unordered(most)
+    return top if broken == 0 and math.isfinite(top) else _NO_NUMBER
+
+
+@jit
+def normalise(logits_WK: Any, log_sum_W: Any) -> None:
+    """What `extend` does with logits before it looks at a child: for those who measure what the children cost."""
+    for w in range(len(logits_WK)):
+        log_sum_W[w] = _log_sum(logits_WK[w], _top(logits_WK[w]))
 
 
 @jit
@@ -94,11 +104,13 @@ def _both(a: Any, b: Any) -> Any:
 
 
 @jit
-def _normalise(value: Any) -> None:
-    """Log-softmax, in place."""
-    log_sum = _log_sum(value, largest(value))
+def _normalise(value: Any) -> Any:
+    """Log-softmax, in place; False where there is none."""
+    top = _top(value)
+    log_sum = _log_sum(value, top)
     for i in range(len(value)):
         value[i] -= log_sum
+    return math.isfinite(top)
 
 
 @jit
@@ -131,8 +143,8 @@ def extend(
             continue
         begin, end = span(start, further, runs, run, node_W[w])
         base, row = score_W[w], logits_WK[w]
-        top = largest(row)
-        if _broken(row) or not math.isfinite(top):
+        top = np.float32(0) if over_children else _top(row)
+        if math.isnan(top):
             return -1
         whole, left = 0.0, np.float32(0)
         first = last = 0
@@ -149,8 +161,8 @@ def extend(
             own = np.float32(0) if over_children else _log_sum(row, top)
             for c in range(begin, end):
                 value[c - begin] = row[codes[c]] - own
-            if over_children:
-                _normalise(value)
+            if over_children and not _normalise(value):
+                return -1
             if last > first:
                 for i in range(len(value)):
                     value[i] += left
@@ -160,7 +172,8 @@ def extend(
             if len(shift_n):
                 for i in range(len(value)):
                     value[i] += shift_n[begin + i]
-                _normalise(value)
+                if not _normalise(value):
+                    return -1
             bar = _bar(heap, held)
             for i in range(len(value)):
                 score = value[i] + base

@@ -9,6 +9,7 @@ Shapes: as in decoder_kernels.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,11 +63,11 @@ class CompiledDecoder:
         self.n_heads, self.n_groups = folded.n_heads, folded.n_groups
         layers = folded.layers
         self.blocks = Blocks(
-            _array([layer.eps for layer in layers]),
-            _array([layer.qkv.T for layer in layers]),
-            _array([layer.mixed_DD for layer in layers]),
-            _array([layer.gate_up.T for layer in layers if layer.gate_up is not None]),
-            _array([layer.down for layer in layers if layer.down is not None]),
+            eps_L3=np.array([layer.eps for layer in layers], np.float32),
+            qkv_LDX=_stack([layer.qkv.T for layer in layers]),
+            mixed_LDD=_stack([layer.mixed_DD for layer in layers]),
+            gate_up_LDF=_stack([layer.gate_up.T for layer in layers if layer.gate_up is not None]),
+            down_LFD=_stack([layer.down for layer in layers if layer.down is not None]),
         )
         self.heads = [(_array(head.T), np.float32(eps)) for head, eps in zip(folded.heads, folded.head_eps, strict=True)]
         self.select = (_array(folded.select.T), np.float32(folded.select_eps))
@@ -117,10 +118,11 @@ class CompiledDecoder:
             np.empty((layers, n_requests, n_context, dim), np.float32),
             np.empty((layers, n_requests, n_context), np.float32),
         )
-        features = (batch.kind_BT, batch.watch_BT, batch.gap_BT, batch.surface_BT, batch.position_BT, batch.length_B)
+        events = (batch.kind_BT, batch.watch_BT, batch.gap_BT, batch.surface_BT, batch.position_BT)
+        kind, watch, gap, surface, position = (_whole(own) for own in events)
         kernels.context(
-            self.path, self.n_groups, item, vector_VZ, row, *map(_whole, features), *further, _whole(surface_B), pool_BZ,
-            out.start_BD, out.read_LBDM, out.write_LBMD, out.bias_LBM,
+            self.path, self.n_groups, item, vector_VZ, row, kind, watch, gap, surface, position, _whole(batch.length_B),
+            *further, _whole(surface_B), pool_BZ, out.start_BD, out.read_LBDM, out.write_LBMD, out.bias_LBM,
         )  # fmt: skip
         return out
 
@@ -201,28 +203,46 @@ class CompiledSteps:
 def _pathway(model: LazyDecoder, folded: FoldedDecoder) -> Pathway:
     processor, dim = model.context, model.config.d_model
     first, slope, last = processor.history_path
-    assert isinstance(first, nn.Linear) and isinstance(slope, nn.LeakyReLU) and isinstance(last, nn.Linear)
+    assert isinstance(first, nn.Linear)
+    assert isinstance(slope, nn.LeakyReLU)
+    assert isinstance(last, nn.Linear)
     tables = (processor.kind, processor.watch, processor.gap, processor.surface, processor.position)
-    item, *parts = first.weight.detach().split([model.items.dim, *(table.embedding_dim for table in tables)], dim=1)
-    added = [table.weight.detach() @ part.T for table, part in zip(tables, parts, strict=True)]
-    added[0] = added[0] + first.bias.detach()
+    widths = [model.items.dim, *(table.embedding_dim for table in tables)]
+    item, *parts = torch.split(first.weight.detach(), widths, dim=1)
+    kind, watch, gap, surface, position = (
+        _array(table.weight.detach() @ part.T) for table, part in zip(tables, parts, strict=True)
+    )
     keys = [own for own in processor.key_norms if isinstance(own, RMSNorm)]
-    values = [own for own in processor.value_norms if isinstance(own, RMSNorm)] or keys
-    blocks, pool, pool_in = model.lazy_blocks(), model.pool, model.pool_in
+    values = [own for own in processor.value_norms if isinstance(own, RMSNorm)]
     heads, width = folded.n_heads, folded.head_dim
-    queries = [layer.query_DD.view(heads, width, dim).transpose(1, 2) for layer in folded.layers]
+    pool, pool_in = model.pool, model.pool_in
     nothing = np.zeros((0, model.items.dim), np.float32)
     return Pathway(
-        _array(item.T), _array(last.weight.T), _array(last.bias), *map(_array, added), np.float32(slope.negative_slope),
-        _array(processor.null), _array([own.gain for own in keys]),
-        _array([own.gain for own in processor.value_norms if isinstance(own, RMSNorm)]) if len(processor.value_norms)
-        else np.zeros((0, len(keys[0].gain)), np.float32),
-        _array([(key.eps, value.eps) for key, value in zip(keys, values, strict=True)]),
-        np.array([block.kv_set for block in blocks], np.int64), _array(folded.recency_HLR),
-        _array(queries), _array(folded.out_LHED),
-        *((nothing,) * 4 if pool is None else map(_array, (pool.kind, pool.gate, pool.recency, pool.scale))),
-        nothing if pool_in is None else _array(pool_in.weight.T), _array(model.bos), _array(model.surface.weight),
-    )  # fmt: skip
+        item_ZD=_array(item.T),
+        out_DC=_array(last.weight.T),
+        shift_C=_array(last.bias),
+        kind=kind + _array(first.bias),
+        watch=watch,
+        gap=gap,
+        surface=surface,
+        position=position,
+        slope=np.float32(slope.negative_slope),
+        null_C=_array(processor.null),
+        key_gain_SX=_stack([own.gain for own in keys]),
+        value_gain_SX=_stack([own.gain for own in values]) if values else np.zeros((0, len(keys[0].gain)), np.float32),
+        eps_S2=np.array([(k.eps, v.eps) for k, v in zip(keys, values or keys, strict=True)], np.float32),
+        set_L=np.array(folded.sets, np.int64),
+        recency_HLR=_array(folded.recency_HLR),
+        query_LHDE=_stack([layer.query_DD.view(heads, width, dim).transpose(1, 2) for layer in folded.layers]),
+        out_LHED=_array(folded.out_LHED),
+        pool_kind=nothing if pool is None else _array(pool.kind),
+        pool_gate=nothing if pool is None else _array(pool.gate),
+        pool_recency_AR=nothing if pool is None else _array(pool.recency),
+        pool_scale_AZ=nothing if pool is None else _array(pool.scale),
+        pool_in_ZD=nothing if pool_in is None else _array(pool_in.weight.T),
+        bos_D=_array(model.bos),
+        surface_start=_array(model.surface.weight),
+    )
 
 
 def _whole(own: Tensor) -> NDArray[Any]:
@@ -230,8 +250,10 @@ def _whole(own: Tensor) -> NDArray[Any]:
     return out if out.flags.c_contiguous else np.ascontiguousarray(out)
 
 
-def _array(own: Tensor | list[Tensor] | list[tuple[float, ...]]) -> Floats:
-    """float32 and of its own memory."""
-    if isinstance(own, list):
-        own = torch.stack([torch.as_tensor(part, dtype=torch.float32) for part in own])
+def _array(own: Tensor) -> Floats:
+    """float32, and of its own memory."""
     return np.array(own.detach().numpy(), dtype=np.float32, order="C")
+
+
+def _stack(parts: Sequence[Tensor]) -> Floats:
+    return _array(torch.stack(list(parts)))

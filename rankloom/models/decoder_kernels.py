@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rankloom.kernels import exp, jit, ordered, product, unordered, SMALLEST
+from rankloom.kernels import SMALLEST, exp, jit, ordered, product, unordered
 
 Floats = NDArray[np.float32]
 _ROWS: Final = 128

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from rankloom.models.layers import GatedFFN, RMSNorm
 
 if TYPE_CHECKING:
-    from rankloom.models.lazy_decoder import LazyBlock, Prefix
+    from rankloom.models.lazy_decoder import LazyBlock
+    from rankloom.models.prefix import Prefix
 
 LIMIT: Final = 20_000_000
 """Parameters of the blocks above which products dwarf what folding saves, and a second copy of them costs memory."""
@@ -187,7 +188,7 @@ class FoldedDecoder:
         return True
 
 
-def unchanged(made_of: list[tuple[Tensor, int]]) -> bool:
+def unchanged(made_of: Sequence[tuple[Tensor, int]]) -> bool:
     """Whether tensors are still of the versions that they had."""
     # asked in every request: a loop is twice as fast as `all`
     for own, version in made_of:  # noqa: SIM110

@@ -16,7 +16,6 @@ Shapes: I catalogue size, Q levels, D width of z, C content width, F attribute t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import numpy as np
@@ -166,7 +165,7 @@ class _Table:
         self.vectors_ID = vectors_ID
         self.array: NDArray[np.float32] = vectors_ID.numpy() if vectors_ID.device.type == "cpu" else np.zeros((0, 0), np.float32)
         modules = list(encoder.modules())
-        kept = [(own._parameters, name) for own in modules for name in own._parameters]
+        kept: list[tuple[dict[str, Any], str]] = [(own._parameters, name) for own in modules for name in own._parameters]
         kept += [(encoder._buffers, name) for name in encoder._buffers]
         self._made_of = [(found, name, found[name], _version(found[name])) for found, name in kept]
         self._parts = [(own._modules, name, own._modules[name]) for own in modules for name in own._modules]

@@ -16,8 +16,6 @@ before the last), Q levels, D width, W beams, K codebook size, N context element
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -29,7 +27,7 @@ from rankloom.config import Config, ModelConfig
 from rankloom.data.schema import SURFACES
 from rankloom.models.age import AgeHead, age_bucket
 from rankloom.models.context import ContextBatch, ContextKV, ContextProcessor, visibility
-from rankloom.models.folded import LIMIT, FoldedContext, FoldedDecoder
+from rankloom.models.folded import LIMIT, FoldedDecoder
 from rankloom.models.items import ItemEncoder
 from rankloom.models.layers import (
     GatedFFN,
@@ -39,58 +37,10 @@ from rankloom.models.layers import (
     SuffixSelfAttention,
 )
 from rankloom.models.pool import HistoryPool
+from rankloom.models.prefix import Prefix, SuffixCache
 
 if TYPE_CHECKING:
     from rankloom.models.compiled import CompiledCache, CompiledDecoder, CompiledSteps
-
-
-@dataclass
-class Prefix:
-    """Everything about a batch of requests that no beam changes: computed once, and the plain context only if asked for.
-
-    Attributes:
-        plain: makes the context's keys and values, recency ranks and visibility.
-        begun: hidden state and cache after BOS, once somebody asked; search and selection both start there.
-        decoder: the folded blocks that continue it, where no gradient is asked for; None leaves it to the plain ones.
-        folded: the context as folded blocks read it.
-        compiled: the kernels that continue it instead, with the context as they read it.
-    """
-
-    plain: Callable[[], tuple[ContextKV, Tensor, Tensor]]
-    surface_B: Tensor
-    pool_BD: Tensor | None = None
-    begun: tuple[Tensor, SuffixCache] | None = None
-    decoder: FoldedDecoder | None = None
-    folded: FoldedContext | None = None
-    compiled: CompiledSteps | None = None
-
-    @cached_property
-    def _context(self) -> tuple[ContextKV, Tensor, Tensor]:
-        return self.plain()
-
-    @property
-    def kv(self) -> ContextKV:
-        return self._context[0]
-
-    @property
-    def rank_B1N(self) -> Tensor:
-        return self._context[1]
-
-    @property
-    def visible_B1N(self) -> Tensor:
-        return self._context[2]
-
-    @property
-    def batch_size(self) -> int:
-        return len(self.surface_B)
-
-
-@dataclass
-class SuffixCache:
-    """Per layer the keys and values of the codes chosen so far, (B * W, P, 2, H, E), and the beam count W."""
-
-    layers: list[Tensor]
-    n_beams: int
 
 
 class LazyBlock(nn.Module):

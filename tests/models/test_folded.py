@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rankloom.models import lazy_decoder
 from rankloom.models.folded import MANY
-from rankloom.models.lazy_decoder import LazyDecoder, Prefix
+from rankloom.models.lazy_decoder import LazyDecoder
+from rankloom.models.prefix import Prefix
 from tests.decoding.test_beam import context, small_model
 
 OPTIONS: list[dict[str, Any]] = [
