@@ -53,10 +53,11 @@ def advance(
         over_children: normalise over the trie's children and not over the codebook.
     """
     batch = len(node_BW)
-    most = max(1, min(int(max(beam_B, default=1)), trie.n_nodes(level + 1)))
+    beams = beam_B.tolist()
+    most = max(1, min(max(beams, default=1), trie.n_nodes(level + 1)))
     # node, parent and code of one request lie together
     out_B3P, score_BP = np.empty((batch, 3, most), np.int64), np.empty((batch, most), np.float32)
-    lying = trie.lying(level)
+    lying = trie.lying[level]
     wide = 1
     for b in range(batch):
         counts = masks.unique[masks.which_B[b]].counts
@@ -68,7 +69,7 @@ def advance(
         found = kernels.extend(
             logits_BWK[b], node_BW[b], score_BW[b], *lying, over_children, shift,
             _NO_COUNTS if counts is None else counts[level], masks.blocked(level + 1, b), named, parent, amount, above, above_amount,
-            0.0 if guide is None else guide.share, EVIDENCE, min(int(beam_B[b]), most), out_B3P[b], score_BP[b],
+            0.0 if guide is None else guide.share, EVIDENCE, min(beams[b], most), out_B3P[b], score_BP[b],
         )  # fmt: skip
         if found < 0:
             return None

@@ -138,11 +138,16 @@ def extend(
     held = 0
     spelled = over_children or len(shift_n) > 0
     scratch = np.empty(logits_WK.shape[1] if spelled else 0, np.float32)
+    begin_W, end_W = np.empty(len(node_W), np.int64), np.empty(len(node_W), np.int64)
+    # one after the other, so that they wait for memory together
     for w in range(len(node_W)):
-        if node_W[w] < 0:
+        if node_W[w] >= 0:
+            begin_W[w], end_W[w] = span(start, further, runs, run, node_W[w])
+    for w in range(len(node_W)):
+        begin, end, base, row = begin_W[w], end_W[w], score_W[w], logits_WK[w]
+        # no continuation is more probable than its beam
+        if node_W[w] < 0 or base < _bar(heap, held):
             continue
-        begin, end = span(start, further, runs, run, node_W[w])
-        base, row = score_W[w], logits_WK[w]
         top = np.float32(0) if over_children else _top(row)
         if math.isnan(top):
             return -1

@@ -122,13 +122,18 @@ class Trie:
         begin, end = self.offsets[level].span(node)
         return begin, end - begin
 
-    def lying(self, level: int) -> tuple[Integers, Integers, NDArray[np.int64], int, Integers]:
-        """The arrays themselves, for the compiled kernels: first children of depth `level` or its further ones, of which one
+    @cached_property
+    def lying(self) -> tuple[tuple[Integers, Integers, NDArray[np.int64], int, Integers], ...]:
+        """Per depth l < L the arrays themselves, for the compiled kernels: first children or the further ones, of which one
         is empty, runs of these and how many nodes a run has, and the children's codes."""
-        own, nothing = self.offsets[level], _NOTHING
-        start = nothing if own.start is None else own.start
-        further = nothing if own.further_parent is None else own.further_parent
-        return start, further, own.runs, RUN, self.codes[level]
+        return tuple(
+            (
+                _NOTHING if own.start is None else own.start,
+                _NOTHING if own.further_parent is None else own.further_parent,
+                own.runs, RUN, codes,
+            )
+            for own, codes in zip(self.offsets, self.codes, strict=False)
+        )  # fmt: skip
 
     def codes_of(self, level: int, child: Integers) -> NDArray[np.int64]:
         """The codes of level `level` by which nodes of depth `level + 1` are reached."""
