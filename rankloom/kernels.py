@@ -4,6 +4,8 @@ Only kernel modules import this one: it needs numba (`rankloom.compiling.availab
 
 * no kernel holds Python's lock while it runs, so that requests in several threads run side by side;
 * sums may be added in any order, as vector units want it; infinities and NaN keep their meaning;
+* what is compiled is kept beside a module until that module's file changes: who changes a kernel that others call, touches
+  their files too;
 * products of matrices go to SciPy's BLAS, on one thread: they are of a few rows, which are not worth sharing out.
 """
 
