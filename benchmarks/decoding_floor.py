@@ -10,9 +10,11 @@ rates are measured in the same process (fp32, one thread, processor time). Two m
 * `small`: the preset's lazy decoder with a full history, whose context costs its pathway and no layers, beam 128;
 * `d256`: a decoder-only model (d 256, 4 layers, history 256, 3073 tokens), where every layer reads every token.
 
-Then the stages of a whole answer of `small`, and the trie of a large catalogue (10,000,000 IDs of 3 codes of 8192): time to
-build, memory, share of a search, and what the first search after a swap costs. The eager engine compiles nothing, so a swap
-costs no compiling. It has no cache of a person's context either: each request computes its context anew.
+`small` is searched by both engines, in turns: the compiled kernels where numba is installed, and plain torch and NumPy. Then
+the stages of a whole answer of `small`, and the trie of a large catalogue (10,000,000 IDs of 3 codes of 8192): time to build,
+memory, its share of a search of `small` with heads for these codes, and what the first search after a swap costs. What the
+kernels do to logits before they look at any child (log-softmax) is not the trie's. Neither engine compiles anything for a
+trie, so a swap costs no compiling. Neither keeps a cache of a person's context: each request computes its context anew.
 """
 
 from __future__ import annotations
@@ -32,10 +34,11 @@ from _common import Benchmark
 from _performance import publish
 from _qwen import QwenGenerator
 
+from rankloom.compiling import Engine, available
 from rankloom.config import Config
 from rankloom.decoding import beam as beam_module
 from rankloom.decoding.beam import beam_search
-from rankloom.decoding.masks import MaskIndex
+from rankloom.decoding.masks import MaskIndex, RequestMasks
 from rankloom.decoding.memory import Guide
 from rankloom.decoding.refine import Refiner
 from rankloom.decoding.refine_features import FEATURES, ItemFacts, RefineInput, features
@@ -44,12 +47,14 @@ from rankloom.models.context import ContextBatch
 from rankloom.models.lazy_decoder import LazyDecoder
 from rankloom.semantic.trie import Trie
 
-SOURCES = ("rankloom/decoding", "rankloom/models", "rankloom/semantic/trie.py", "rankloom/config.py", "benchmarks/_qwen.py",
+SOURCES = ("rankloom/decoding", "rankloom/models", "rankloom/semantic/trie.py", "rankloom/kernels.py", "rankloom/config.py", "benchmarks/_qwen.py",
            "benchmarks/decoding_floor.py")  # fmt: skip
 N_ITEMS: Final = 12_000
 CODES: Final = (256, 256, 256)
 BEAM: Final = 128
 BYTES: Final = 4
+ENGINES: Final[tuple[Engine, ...]] = ("compiled", "eager") if available() else ("eager",)
+BEST: Final = ENGINES[0]
 
 
 def median_ms(work: Callable[[], Any], repeats: int) -> float:
@@ -105,14 +110,14 @@ def decoder_floor(places: int, beam: int, vocabulary: int, levels: int, rate: di
     )  # fmt: skip
 
 
-def lazy_model(seed: int) -> tuple[LazyDecoder, ContextBatch]:
+def lazy_model(seed: int, sizes: tuple[int, ...] = CODES) -> tuple[LazyDecoder, ContextBatch]:
     """The `small` preset with random weights, and one request with a full history."""
     rng = np.random.default_rng(seed)
     config = Config.preset_config("small")
     torch.manual_seed(seed)
-    codes = np.stack([rng.integers(0, size, N_ITEMS) for size in CODES], axis=1)
+    codes = np.stack([rng.integers(0, size, N_ITEMS) for size in sizes], axis=1)
     model = LazyDecoder.from_config(
-        config, codes_IQ=torch.from_numpy(codes), content_IC=torch.randn(N_ITEMS, 384), codebook_sizes=CODES,
+        config, codes_IQ=torch.from_numpy(codes), content_IC=torch.randn(N_ITEMS, 384), codebook_sizes=sizes,
         n_trained=N_ITEMS, text_dim=384,
     ).eval()  # fmt: skip
     for parameter in model.parameters():
@@ -142,6 +147,7 @@ class Stopwatch:
             self.ms[name] += (time.process_time() - begun) * 1e3
             return result
 
+        # a function of a class stays one
         return timed
 
 
@@ -154,6 +160,7 @@ def answer(
     refiner: Refiner,
     log_share: torch.Tensor,
     watch: Stopwatch,
+    engine: Engine,
 ) -> None:
     """What `Rankloom` does for one request, stage by stage."""
     trie = index.trie
@@ -167,13 +174,22 @@ def answer(
                 torch.rand(len(near)))  # fmt: skip
     guide = watch.of("memory", Guide)(index, recalled, share=share)
     with ExitStack() as stack:
-        for name in ("_continuations", "_best"):
-            stage = "children of the trie" if name == "_continuations" else "sort"
-            stack.enter_context(patch.object(beam_module, name, watch.of(stage, getattr(beam_module, name))))
-        stack.enter_context(patch.object(model, "step", watch.of("steps", model.step)))
-        stack.enter_context(patch.object(model, "reorder", watch.of("reorder", model.reorder)))
+        timed: tuple[tuple[Any, str, str], ...] = (
+            (beam_module, "_continuations", "children of the trie"), (beam_module, "_best", "sort"),
+            (model, "step", "steps"), (model, "reorder", "reorder"),
+        )  # fmt: skip
+        if engine == "compiled":
+            from rankloom.decoding import compiled
+            from rankloom.models.compiled import CompiledSteps
+
+            timed = (
+                (compiled, "advance", "children of the trie"), (CompiledSteps, "_advance", "steps"),
+                (CompiledSteps, "reorder", "reorder"),
+            )  # fmt: skip
+        for owner, name, stage in timed:
+            stack.enter_context(patch.object(owner, name, watch.of(stage, getattr(owner, name))))
         begun, before = time.process_time(), sum(watch.ms.values())
-        beams = beam_search(model, prefix, trie, beam=BEAM, masks=masks, guide=guide)
+        beams = beam_search(model, prefix, trie, beam=BEAM, masks=masks, guide=guide, engine=engine)
         inside = sum(watch.ms.values()) - before
         watch.ms["rest of the search"] += (time.process_time() - begun) * 1e3 - inside
     candidates = watch.of("expand", expand)(
@@ -210,13 +226,37 @@ def lazy(repeats: int, seed: int) -> dict[str, Any]:
     refiner = Refiner(torch.zeros(len(FEATURES)), torch.ones(len(FEATURES))).eval()
     log_share = leaf_log_share(trie, torch.ones(N_ITEMS))
     rate = rates()
-    search = median_ms(lambda: beam_search(model, model.prefill(batch), trie, beam=BEAM, masks=masks), repeats)
-    answer(model, batch, index, facts, refiner, log_share, Stopwatch())
-    watches = [Stopwatch() for _ in range(repeats)]
-    for watch in watches:
-        answer(model, batch, index, facts, refiner, log_share, watch)
-    stages = {name: statistics.median(watch.ms[name] for watch in watches) for name in watches[0].ms}
-    return {"floor": lazy_floor(model, places, BEAM, rate), "search": search, "stages": stages, **rate}
+
+    def whole(engine: Engine) -> dict[str, float]:
+        model.engine, watch = engine, Stopwatch()
+        answer(model, batch, index, facts, refiner, log_share, watch, engine)
+        return watch.ms
+
+    times = in_turns(lambda engine: _search(model, batch, trie, masks, engine), repeats)
+    stages: dict[Engine, list[dict[str, float]]] = {own: [] for own in ENGINES}
+    for engine in ENGINES:
+        whole(engine)
+    for _ in range(repeats):
+        for engine in ENGINES:
+            stages[engine].append(whole(engine))
+    medians = {own: {name: statistics.median(ms[name] for ms in runs) for name in runs[0]} for own, runs in stages.items()}
+    again = rates()
+    rate = {name: max(rate[name], again[name]) for name in rate}
+    return {"floor": lazy_floor(model, places, BEAM, rate), "search": times, "stages": medians, **rate}
+
+
+def in_turns(work: Callable[[Engine], Any], repeats: int) -> dict[str, float]:
+    """Median processor time by engine, ms. The engines take turns of five runs, of which the first warms up, as any server
+    is that has just answered."""
+    times: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+    for _ in range(repeats):
+        for engine in ENGINES:
+            for number in range(5):
+                begun = time.process_time()
+                work(engine)
+                if number:
+                    times[engine].append((time.process_time() - begun) * 1e3)
+    return {engine: statistics.median(own) for engine, own in times.items()}
 
 
 @torch.no_grad()
@@ -276,7 +316,7 @@ class _NoModel:
 
 
 @torch.no_grad()
-def large_trie(n_ids: int, repeats: int, seed: int) -> dict[str, float]:
+def large_trie(n_ids: int, repeats: int, seed: int) -> dict[str, Any]:
     """Build, memory, gathering of legal children, and the first search after a swap."""
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, 8192, (n_ids, 3)).astype(np.int32)
@@ -286,25 +326,52 @@ def large_trie(n_ids: int, repeats: int, seed: int) -> dict[str, float]:
     build = time.process_time() - begun
     index = MaskIndex(trie, n_ids)
     masks = index.requests([None])
-    model: Any = _NoModel(sizes, BEAM)
-    watch = Stopwatch()
-    wrapped = {"_continuations": "trie", "_best": "sort"}
-    with ExitStack() as stack:
-        for name, stage in wrapped.items():
-            stack.enter_context(patch.object(beam_module, name, watch.of(stage, getattr(beam_module, name))))
-        for _ in range(repeats):
-            beam_search(model, None, trie, beam=BEAM, masks=masks)
+    model, batch = lazy_model(seed, sizes)
+    whole = in_turns(lambda engine: _search(model, batch, trie, masks, engine), max(2, repeats // 5))
+    idle: Any = _NoModel(sizes, BEAM)
+    parts = {engine: _trie_ms(idle, trie, masks, engine, repeats) for engine in ENGINES}
     other = Trie.build(codes[: n_ids // 2], sizes)
     other_masks = MaskIndex(other, n_ids).requests([None])
     begun = time.process_time()
-    beam_search(model, None, other, beam=BEAM, masks=other_masks)
+    beam_search(idle, None, other, beam=BEAM, masks=other_masks, engine=BEST)
     swapped = (time.process_time() - begun) * 1e3
-    warm = median_ms(lambda: beam_search(model, None, other, beam=BEAM, masks=other_masks), repeats)
+    warm = median_ms(lambda: beam_search(idle, None, other, beam=BEAM, masks=other_masks, engine=BEST), repeats)
     return {
         "build": build, "bytes": trie.nbytes() / n_ids,
-        "masks": (index.leaf_of_row.nbytes + index.unfiltered.allowed_I.nbytes) / n_ids, "trie": watch.ms["trie"] / repeats, "sort": watch.ms["sort"] / repeats,
+        "masks": (index.leaf_of_row.nbytes + index.unfiltered.allowed_I.nbytes) / n_ids, "search": whole, "trie": parts,
         "first": swapped, "warm": warm,
     }  # fmt: skip
+
+
+def _search(model: LazyDecoder, batch: ContextBatch, trie: Trie, masks: RequestMasks, engine: Engine) -> None:
+    # setting an attribute of a module is no part of a search
+    if model.engine != engine:
+        model.engine = engine
+    beam_search(model, model.prefill(batch), trie, beam=BEAM, masks=masks, engine=engine)
+
+
+def _trie_ms(model: Any, trie: Trie, masks: RequestMasks, engine: Engine, repeats: int) -> float:
+    """Median processor time of the trie's part of a search: eager, its children and their scores; compiled, these and the
+    cut to the beam, without the log-softmax of the logits, which is measured right after each search."""
+    owner: Any = beam_module
+    name = "_continuations"
+    if engine == "compiled":
+        from rankloom.decoding import compiled, frontier_kernels
+
+        owner, name = compiled, "advance"
+    logits, out = model.logits[0].numpy(), np.empty(BEAM, np.float32)
+    times = []
+    for _ in range(3 * repeats):
+        watch = Stopwatch()
+        with patch.object(owner, name, watch.of("trie", getattr(owner, name))):
+            beam_search(model, None, trie, beam=BEAM, masks=masks, engine=engine)
+        if engine == "compiled":
+            begun = time.process_time()
+            for level in range(trie.n_levels):
+                frontier_kernels.normalise(logits if level else logits[:1], out)
+            watch.ms["trie"] -= (time.process_time() - begun) * 1e3
+        times.append(watch.ms["trie"])
+    return statistics.median(times)
 
 
 def main() -> int:
@@ -312,14 +379,17 @@ def main() -> int:
     torch.set_num_threads(1)
     seed = bench.seeds[0]
     repeats = 7 if bench.quick else 31
-    own = bench.cell({"model": "small", "repeats": repeats, "seed": seed}, lambda: lazy(repeats, seed))
+    own = bench.cell({"model": "small", "engines": ENGINES, "repeats": repeats, "seed": seed}, lambda: lazy(repeats, seed))
     bench.row(system="machine", metric="fp32 GFLOP/s", value=own["flops"] / 1e6)
     bench.row(system="machine", metric="memory GB/s", value=own["bytes"] / 1e6)
     bench.row(system="small", variant=f"beam {BEAM}", metric="floor, cpu ms", value=own["floor"])
-    bench.row(system="small", variant=f"beam {BEAM}", metric="search, cpu ms", value=own["search"], n=repeats)
-    for name, value in own["stages"].items():
-        bench.row(system="small", variant=name, metric="stage, cpu ms", value=value, n=repeats)
-    bench.check("small, beam 128: search over the floor", round(own["search"] / own["floor"], 2), at_most=1.8)
+    for engine in ENGINES:
+        bench.row(system="small", variant=f"beam {BEAM}, {engine}", metric="search, cpu ms", value=own["search"][engine], n=repeats)
+        for name, value in own["stages"][engine].items():
+            bench.row(system="small", variant=f"{name}, {engine}", metric="stage, cpu ms", value=value, n=repeats)
+    for engine in ENGINES:
+        name = f"small, beam 128, {engine}: search over the floor"
+        bench.check(name, round(own["search"][engine] / own["floor"], 2), at_most=1.8)
     for beam in (10, 64, 256):
         cell = bench.cell(
             {"model": "d256", "beam": beam, "repeats": repeats, "seed": seed},
@@ -329,21 +399,37 @@ def main() -> int:
         bench.row(system="d256", variant=f"beam {beam}", metric="search, cpu ms", value=cell["search"], n=repeats)
         bench.check(f"d256, beam {beam}: search over the floor", round(cell["search"] / cell["floor"], 2), at_most=1.8)
     n_ids = 1_000_000 if bench.quick else 10_000_000
-    tree = bench.cell({"trie": n_ids, "repeats": repeats, "seed": seed}, lambda: large_trie(n_ids, repeats, seed))
+    tree = bench.cell(
+        {"trie": n_ids, "engines": ENGINES, "repeats": repeats, "seed": seed}, lambda: large_trie(n_ids, repeats, seed)
+    )
     bench.check(f"trie of {n_ids:,} IDs: build, seconds", round(tree["build"], 2), at_most=2 * n_ids / 10_000_000)
     bench.check(f"trie of {n_ids:,} IDs: bytes an ID", round(tree["bytes"], 1), at_most=9)
     bench.row(system="trie", variant=f"{n_ids:,} IDs", metric="bytes an ID of the leaves of items, for masks", value=tree["masks"])
-    share = tree["trie"] / (own["search"] + tree["trie"])
-    bench.check(f"trie of {n_ids:,} IDs: share of a search of small, %", round(100 * share, 1), at_most=5)
+    for engine in ENGINES:
+        part, whole = tree["trie"][engine], tree["search"][engine]
+        bench.row(system="trie", variant=f"{n_ids:,} IDs, {engine}", metric="the trie's part, cpu ms", value=part)
+        bench.row(system="trie", variant=f"{n_ids:,} IDs, {engine}", metric="search of small with these codes, cpu ms", value=whole)
+        beside = own["search"][engine] + part
+        bench.row(system="trie", variant=f"{n_ids:,} IDs, {engine}", metric="beside a search of small over 12,000, %", value=100 * part / beside)
+        name = f"trie of {n_ids:,} IDs, {engine}: share of a search of small with these codes, %"
+        bench.check(name, round(100 * part / whole, 1), at_most=5)
     bench.check("first search after a swap over a warm one", round(tree["first"] / tree["warm"], 2), at_most=5)
-    stages = "| stage of an answer of `small` | processor time, ms |\n|---|---|\n"
-    stages += "".join(f"| {name} | {value:.2f} |\n" for name, value in own["stages"].items())
+    names = list(own["stages"]["eager"])
+    stages = f"| stage of an answer of `small`, processor time, ms | {' | '.join(ENGINES)} |\n|---|{'---|' * len(ENGINES)}\n"
+    for name in names:
+        values = [own["stages"][engine].get(name) for engine in ENGINES]
+        stages += f"| {name} | {' | '.join('in the line above' if own is None else f'{own:.2f}' for own in values)} |\n"
+    totals = [sum(own["stages"][engine].values()) for engine in ENGINES]
+    stages += f"| all | {' | '.join(f'{total:.2f}' for total in totals)} |\n"
+    part = tree["trie"][BEST]
     what = (
         f"Processor time over the arithmetic floor, fp32, one thread, at {own['flops'] / 1e6:.0f} GFLOP/s and "
-        f"{own['bytes'] / 1e6:.0f} GB/s measured in the same process; the machine was busy with other work. The eager engine "
-        "compiles nothing, so a swap of the trie needs no compiling; it keeps no cache of a person's context. The rate is that of "
-        "plain matrix products; packed ones are some 15% faster on this machine, so the multiples of d256 flatter by as much. "
-        "The share of the trie sets its time over ten million IDs beside a search of `small` over twelve thousand"
+        f"{own['bytes'] / 1e6:.0f} GB/s measured in the same process; the machine was busy with other work. The compiled engine is "
+        "numba's kernels, the eager one plain torch and NumPy; neither compiles anything for a trie, and neither keeps a cache of a "
+        "person's context. The rate is that of plain matrix products; packed ones are some 15% faster on this machine, so the "
+        "multiples of d256 flatter by as much. The share of the trie is of a search of `small` over the ten million IDs, its heads "
+        f"made for their codes; beside a search of `small` over twelve thousand IDs the same time ({part:.2f} ms) would be "
+        f"{100 * part / (own['search'][BEST] + part):.1f}%"
     )
     publish(bench, "floor", what, more=stages)
     return bench.finish()

@@ -331,6 +331,9 @@ class DecodingConfig(Section):
     lift: float | None = Field(default=None, ge=0, le=2)
     """Strength of the shift from the training period's exposure to that of the moment (decoding/exposure.py); None is
     chosen on validation. Only where log and catalogue say how old items are (`model.item_age`)."""
+    engine: Literal["auto", "eager", "compiled"] = "auto"
+    """How requests are computed: `compiled` by kernels, which need `pip install "rankloom[compiled]"`; `eager` by plain torch
+    and NumPy; `auto` compiled where numba is installed. The answers are the same."""
 
 
 class EvaluationConfig(Section):

@@ -113,6 +113,7 @@ class Rankloom:
         self.config = config
         self.tokenizer = tokenizer
         self.model = model.eval()
+        self.model.engine = config.decoding.engine
         self.items = items
         self.weights = weights or Weights()
         self.generator_weights = generator_weights or replace(self.weights, mix=1.0, refine=0.0)
@@ -514,6 +515,7 @@ class Rankloom:
             guide=in_code,
             lift=shift,
             trace=trace,
+            engine=self.config.decoding.engine,
         )
         candidates = expand(
             beams.leaf_BW,

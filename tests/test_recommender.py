@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 
+from rankloom.compiling import available
 from rankloom.data.sequences import VALID, load_sequences
 from rankloom.data.shop import Shop
 from rankloom.decoding.select import Weights
@@ -63,6 +64,21 @@ def test_a_mixed_batch_equals_one_by_one(model: Rankloom) -> None:
         alone = model.recommend_batch([request])[0]
         assert [item.item_id for item in alone.items] == [item.item_id for item in reply.items]
         np.testing.assert_allclose([i.score for i in alone.items], [i.score for i in reply.items], atol=1e-4)
+
+
+@pytest.mark.skipif(not available(), reason="numba is not installed")
+def test_both_engines_give_the_same_answers(model: Rankloom) -> None:
+    asked = [Request(user=user, k=10, filter="price > 5" if n % 2 else None) for n, user in enumerate(model.users[:8])]
+    asked += [Request(query=words, surface="search", user=model.users[0], k=10) for words in ("green tea", "lamp", "zzz")]
+    replies = {}
+    for engine in ("compiled", "eager"):
+        model.config = model.config.with_overrides([f"decoding.engine={engine}"])
+        model.model.engine = model.config.decoding.engine
+        replies[engine] = [reply for request in asked for reply in model.recommend_batch([request])]
+        replies[engine] += model.recommend_batch(asked)
+    for own, twin in zip(replies["compiled"], replies["eager"], strict=True):
+        assert [item.item_id for item in own.items] == [item.item_id for item in twin.items]
+        assert [item.score for item in own.items] == pytest.approx([item.score for item in twin.items], abs=1e-4)
 
 
 def test_neither_k_nor_beam_of_another_request_changes_an_answer(model: Rankloom) -> None:

@@ -2,8 +2,8 @@
 
     make lock        runs this in an environment of its own
 
-It covers the library, the English text model, the bidding environment, the words of search and the development tools, for CPython 3.11 and 3.12 on Linux
-(x86_64 and aarch64). Two things differ from what the resolver says:
+It covers the library, the English text model, the bidding environment, the words of search, the compiled kernels and the
+development tools, for CPython 3.11 and 3.12 on Linux (x86_64 and aarch64). Two things differ from what the resolver says:
 
 - torch is pinned by version only. Its wheel differs by machine (CPU or CUDA build, same version), so that no list of
   hashes fits; tools/install.sh installs it last and by exact version.
@@ -23,7 +23,7 @@ from packaging.markers import Marker
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
 TORCH = "2.13.0"
-EXTRAS = ("minilm", "bidding", "search", "dev")
+EXTRAS = ("minilm", "bidding", "search", "compiled", "dev")
 ONLY_WITH_CUDA = re.compile(r"^(nvidia-|cuda-|triton\b)")
 TARGETS = [
     {

@@ -24,15 +24,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rankloom.decoding.children import Children, Indices
+from rankloom.compiling import Engine, use_compiled
+from rankloom.decoding.children import Children, Indices, Next, Scores
 from rankloom.decoding.exposure import Lift
 from rankloom.decoding.masks import RequestMasks
 from rankloom.decoding.memory import Guide
-from rankloom.decoding.protocol import Generator
+from rankloom.decoding.protocol import Generator, steps_of
 from rankloom.semantic.offsets import Integers
 from rankloom.semantic.trie import Trie
 
-Scores = NDArray[np.float32]
 _BLOCKS: Final = 8
 """Parts for every beam that a long list is cut into; the best child of each stands for its part."""
 
@@ -74,19 +74,6 @@ class _Scored:
     legal_C: NDArray[np.bool_] | None
 
 
-@dataclass
-class _Kept:
-    """The beams of the next level, a request's best first: where they come from and what they are."""
-
-    request_P: Indices
-    column_P: Indices
-    parent_P: Indices
-    node_P: Indices
-    code_P: Integers
-    score_P: Scores
-    width: int
-
-
 @torch.no_grad()
 def beam_search(
     model: Generator,
@@ -99,6 +86,7 @@ def beam_search(
     guide: Guide | None = None,
     lift: Lift | None = None,
     trace: bool = False,
+    engine: Engine = "auto",
 ) -> BeamResult:
     """The `beam` most probable legal semantic IDs of each request.
 
@@ -108,7 +96,16 @@ def beam_search(
         masks: one entry a request (`MaskIndex.requests`).
         guide: a behaviour memory to interpolate with at every code (memory.py).
         lift: how today's exposure differs from the training period's (exposure.py); each code is normalised again.
+        engine: how the children of the trie are scored and cut to the beam; the model has its own (`LazyDecoder.engine`).
+
+    Raises:
+        RankloomError: see `use_compiled`.
     """
+    fast = None
+    if use_compiled(engine):
+        from rankloom.decoding import compiled
+
+        fast = compiled if compiled.serves(trie) else None
     batch = len(masks.which_B)
     beam_B = np.array([beam] * batch if isinstance(beam, int) else list(beam), dtype=np.int64)
     if len(beam_B) != batch:
@@ -117,43 +114,51 @@ def beam_search(
         raise ValueError(f"beam must be at least 1, got {int(beam_B.min())}")
     node_BW = np.zeros((batch, 1), dtype=np.int64)
     score_BW = np.zeros((batch, 1), dtype=np.float32)
-    codes_BWL = np.zeros((batch, 1, 0), dtype=np.int64)
-    every_B1 = np.arange(batch)[:, None]
     cache: Any = None
     levels: list[LevelTrace] = []
+    taken: list[Next] = []
+    steps = steps_of(model, prefix)
     for level in range(trie.n_levels):
-        chosen = None if level == 0 else torch.from_numpy(codes_BWL[:, :, -1].clip(0))
-        # nothing of the search is differentiated: what torch would note for that is left out
-        with torch.inference_mode():
-            logits, cache = model.step(prefix, level, chosen, cache)
-            log_probs = logits.float()
-            if normalise == "codebook":
-                log_probs = torch.log_softmax(log_probs, dim=-1)
-        scored = _continuations(trie, level, node_BW, score_BW, log_probs, masks, normalise, guide, lift)
-        kept = _best(scored, beam_B)
-        at = (kept.request_P, kept.column_P)
-        shape = (batch, kept.width)
-        parent_BW = _filled(shape, at, kept.parent_P, 0)
-        code_BW1 = _filled(shape, at, kept.code_P, -1)[:, :, None]
-        node_BW = _filled(shape, at, kept.node_P, -1)
-        score_BW = _filled(shape, at, kept.score_P, -np.inf)
-        codes_BWL = np.concatenate([codes_BWL[every_B1, parent_BW], code_BW1], axis=2)
-        codes_BWL[node_BW < 0] = -1
-        parent = torch.from_numpy(parent_BW)
-        if level + 1 < trie.n_levels:
-            with torch.inference_mode():
-                cache = model.reorder(cache, parent)
+        logits, cache = steps.step(level, taken[-1].code_BP if taken else None, cache)
+        found = None
+        if fast is not None:
+            found = fast.advance(
+                trie, level, node_BW, score_BW, logits, beam_B, masks,
+                over_children=normalise == "trie", guide=guide, lift=lift,
+            )  # fmt: skip
+        if found is None:
+            own = torch.from_numpy(logits)
+            log_probs = torch.log_softmax(own, dim=-1) if normalise == "codebook" else own
+            scored = _continuations(trie, level, node_BW, score_BW, log_probs, masks, normalise, guide, lift)
+            found = _best(scored, beam_B)
         if trace:
-            legal = torch.from_numpy(_n_legal(scored))
-            levels.append(LevelTrace(torch.from_numpy(node_BW), torch.from_numpy(score_BW), parent, legal))
+            counts = _n_legal(Children(trie, level, node_BW), masks)
+            node, score, parent = (torch.from_numpy(own) for own in (found.node_BP, found.score_BP, found.parent_BP))
+            levels.append(LevelTrace(node, score, parent, torch.from_numpy(counts)))
+        taken.append(found)
+        node_BW, score_BW = found.node_BP, found.score_BP
+        if level + 1 < trie.n_levels:
+            cache = steps.reorder(cache, found.parent_BP)
+    codes_BWL = _spelled(taken)
     return BeamResult(torch.from_numpy(node_BW), torch.from_numpy(codes_BWL), torch.from_numpy(score_BW), levels)
 
 
-def _filled(shape: tuple[int, int], at: tuple[Indices, Indices], value_P: NDArray[Any], padding: float) -> NDArray[Any]:
-    """(B, W) values at their places."""
-    out = np.full(shape, padding, dtype=np.float32 if value_P.dtype.kind == "f" else np.int64)
-    out[at] = value_P
-    return out
+def _spelled(taken: list[Next]) -> Indices:
+    """(B, W, L) the codes that led to the last level's beams, -1 for padding."""
+    node_BW = taken[-1].node_BP
+    batch, width = node_BW.shape
+    codes_LBW = np.empty((len(taken), batch, width), dtype=np.int64)
+    first_B1 = np.arange(batch)[:, None]
+    own_BW: Indices | None = None
+    for level in reversed(range(len(taken))):
+        step = taken[level]
+        if own_BW is None:
+            codes_LBW[level], own_BW = step.code_BP, step.parent_BP
+        else:
+            at = own_BW + first_B1 * step.node_BP.shape[1]
+            codes_LBW[level], own_BW = step.code_BP.take(at), step.parent_BP.take(at)
+    codes_LBW[:, node_BW < 0] = -1
+    return codes_LBW.transpose(1, 2, 0)
 
 
 def _continuations(
@@ -203,7 +208,7 @@ def _normalised(log_prob_C: Scores, children: Children) -> Scores:
     return out
 
 
-def _best(scored: _Scored, beam_B: Indices) -> _Kept:
+def _best(scored: _Scored, beam_B: Indices) -> Next:
     """The best `beam_B[b]` legal children of each request; ties by trie order."""
     children, score_C, legal_C = scored.children, scored.score_C, scored.legal_C
     kept = _cut(children, score_C if legal_C is None else np.where(legal_C, score_C, -np.inf), beam_B)
@@ -218,10 +223,18 @@ def _best(scored: _Scored, beam_B: Indices) -> _Kept:
     column = np.arange(len(kept)) - np.repeat(counts.cumsum() - counts, counts)
     inside = column < beam_B[request[order]]
     order = order[inside]
-    return _Kept(
-        request[order], column[inside], children.pair_N[owner[order]] % children.width, node[order],
-        scored.code_C[kept[order]], score[order], max(1, int(np.minimum(counts, beam_B).max(initial=0))),
-    )  # fmt: skip
+    at = (request[order], column[inside])
+    parent = children.pair_N[owner[order]] % children.width
+    shape = (len(beam_B), max(1, int(np.minimum(counts, beam_B).max(initial=0))))
+    values = ((node[order], -1), (parent, 0), (scored.code_C[kept[order]], 0), (score[order], -np.inf))
+    return Next(*(_filled(shape, at, value, padding) for value, padding in values))
+
+
+def _filled(shape: tuple[int, int], at: tuple[Indices, Indices], value_P: NDArray[Any], padding: float) -> NDArray[Any]:
+    """(B, P) values at their places."""
+    out = np.full(shape, padding, dtype=np.float32 if value_P.dtype.kind == "f" else np.int64)
+    out[at] = value_P
+    return out
 
 
 def _cut(children: Children, score_C: Scores, beam_B: Indices) -> Indices:
@@ -251,9 +264,10 @@ def _bound(score_C: Scores, width: int) -> float:
     return float(torch.from_numpy(score_C).topk(width).values[-1])
 
 
-def _n_legal(scored: _Scored) -> Indices:
+def _n_legal(children: Children, masks: RequestMasks) -> Indices:
     """(B,) legal continuations of each request."""
-    if scored.legal_C is None:
-        return scored.children.counts()
-    request = scored.children.spread(scored.children.request_N)
-    return np.bincount(request[scored.legal_C], minlength=scored.children.batch)
+    legal_C = masks.legal(children)
+    if legal_C is None:
+        return children.counts()
+    request = children.spread(children.request_N)
+    return np.bincount(request[legal_C], minlength=children.batch)

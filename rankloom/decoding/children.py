@@ -19,6 +19,7 @@ from rankloom.semantic.offsets import Integers
 from rankloom.semantic.trie import Trie
 
 Indices = NDArray[np.int64]
+Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,28 @@ class Named:
     request_M: Indices
     node_M: Indices
     parent_M: Indices
+
+    def of(self, request: int) -> Named:
+        """Those of one request."""
+        if not len(self.node_M):
+            return self
+        own = self.range(request)
+        return Named(self.request_M[own], self.node_M[own], self.parent_M[own])
+
+    def range(self, request: int) -> slice:
+        """The places of one request's."""
+        first, last = self.request_M.searchsorted((request, request + 1)).tolist()
+        return slice(first, last)
+
+
+@dataclass
+class Next:
+    """(B, P) beams of the next level, each request's best first: -1 (parents and codes 0, scores -inf) where it has fewer."""
+
+    node_BP: Indices
+    parent_BP: Indices
+    code_BP: Indices
+    score_BP: Scores
 
 
 class Children:

@@ -133,6 +133,10 @@ class RequestMasks:
         passes &= ~np.isin(request_N * n_nodes + node_N, blocked.request_M * n_nodes + blocked.node_M)
         return passes
 
+    def blocked(self, depth: int, request: int) -> Indices:
+        """(X,) nodes of a depth 1..L all of whose allowed items a request excludes, ascending."""
+        return self._blocked[depth - 1].of(request).node_M
+
     def legal(self, children: Children) -> NDArray[np.bool_] | None:
         """(C,) what `open` says of the children of a level's beams; None where all are open."""
         place = children.find(self._blocked[children.level])[2]

@@ -182,6 +182,13 @@ class Guide:
         """(P,) memory below each (request, node of a depth 0..L); depth L + 1 asks for catalogue rows."""
         return torch.from_numpy(self._amount(depth, request.numpy(), node.numpy()))
 
+    def named(self, depth: int, request: int) -> tuple[Indices, Indices, NDArray[np.float64]]:
+        """(M,) nodes of a depth 0..L that the memory names for a request, ascending, their parents, and what it has below
+        them."""
+        named = self._named[depth]
+        own = named.range(request)
+        return named.node_M[own], named.parent_M[own], self._amounts[depth][own]
+
     def items(self, item_BC: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C) memory of catalogue rows (0 for negative ones) and (B, 1) all that each history brings to mind."""
         request = torch.arange(len(item_BC))[:, None]

@@ -250,7 +250,8 @@ def _groups(given: RefineInput, facts: ItemFacts, group_BCG: NDArray[np.int64]) 
     history = given.history_BP.numpy()
     theirs_BGP = _theirs(facts.group_IG, history).transpose(0, 2, 1)
     same = group_BCG[..., None] == theirs_BGP[:, None]
-    shares = (same * _weights(history >= 0, LONG_DECAY)[:, None, None]).sum(-1)
+    weight_B1P1 = _weights(history >= 0, LONG_DECAY)[:, None, :, None]
+    shares = np.matmul(same.astype(np.float32), weight_B1P1)[..., 0]
     return np.concatenate([shares, same[..., 0]], axis=-1)
 
 

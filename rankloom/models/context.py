@@ -133,14 +133,9 @@ class ContextProcessor(nn.Module):
         seen_from = torch.where(batch.item_BT >= 0, place + 1, never)
         parts = [self.null.expand(batch_size, 1, -1), history_BTD]
         visible_from = [torch.zeros(batch_size, 1, dtype=place.dtype, device=device), seen_from]
-        if batch.user_BF is not None:
-            user_BD = self.user_path(self.user(batch.user_BF))
-            has_user = (batch.user_BF > 0).any(-1, keepdim=True)
-            parts.append(user_BD[:, None])
-            visible_from.append(torch.where(has_user, 0, never))
-        if batch.query_BQD is not None and batch.query_from_BQ is not None:
-            parts.append(self.query_path(batch.query_BQD))
-            visible_from.append(batch.query_from_BQ)
+        further, further_from = self._further(batch)
+        parts += further
+        visible_from += further_from
         elements = self.dropout(torch.cat(parts, dim=1))
         is_history = torch.zeros(elements.shape[:2], dtype=torch.bool, device=device)
         is_history[:, 1 : places + 1] = True
@@ -152,6 +147,26 @@ class ContextProcessor(nn.Module):
             keys.append(self._heads(key))
             values.append(self._heads(value))
         return ContextKV(keys, values, torch.cat(visible_from, dim=1), is_history, batch.length_B)
+
+    def _further(self, batch: ContextBatch) -> tuple[list[Tensor], list[Tensor]]:
+        """Elements behind the history, the user and queries, and (B, U) from which target each is visible."""
+        parts, visible_from = [], []
+        if batch.user_BF is not None:
+            parts.append(self.user_path(self.user(batch.user_BF))[:, None])
+            has_user = (batch.user_BF > 0).any(-1, keepdim=True)
+            visible_from.append(torch.where(has_user, 0, torch.iinfo(torch.int32).max))
+        if batch.query_BQD is not None and batch.query_from_BQ is not None:
+            parts.append(self.query_path(batch.query_BQD))
+            visible_from.append(batch.query_from_BQ)
+        return parts, visible_from
+
+    def further(self, batch: ContextBatch) -> tuple[Tensor, Tensor]:
+        """(B, U, d_context) those elements before their norms, and (B, U) whether the target after the history sees them."""
+        parts, visible_from = self._further(batch)
+        if not parts:
+            empty = self.null.new_zeros(batch.batch_size, 0, len(self.null))
+            return empty, torch.zeros(batch.batch_size, 0, dtype=torch.bool)
+        return torch.cat(parts, dim=1), torch.cat(visible_from, dim=1) <= batch.length_B[:, None]
 
     def _heads(self, x_BNC: Tensor) -> Tensor:
         batch, n_context, _ = x_BNC.shape

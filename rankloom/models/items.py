@@ -16,10 +16,11 @@ Shapes: I catalogue size, Q levels, D width of z, C content width, F attribute t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -102,6 +103,10 @@ class ItemEncoder(nn.Module):
             return functional.embedding(rows, self._table.vectors_ID)
         return self._vectors(rows, keep)
 
+    def table(self) -> NDArray[np.float32] | None:
+        """(I, D) every vector of the catalogue, if it has been worked out and would be the same now; not to be changed."""
+        return self._table.array if self._table is not None and self._table.serves(self) else None
+
     def _vectors(self, rows: Tensor, keep: Tensor | None) -> Tensor:
         z = self.content(self.content_IC[rows].to(self.content.weight.dtype))
         codes = self.codes_IQ[rows]
@@ -126,12 +131,7 @@ class ItemEncoder(nn.Module):
             return
         rows = torch.arange(self.n_items, device=self.codes_IQ.device)
         parts = [self._vectors(rows[at : at + _PART], None) for at in range(0, len(rows), _PART)]
-        self._table = _Table(torch.cat(parts), [(own, own._version) for own in self._read()])
-
-    def _read(self) -> list[Tensor]:
-        """The tensors that vectors are made of."""
-        own = (*self.parameters(), self.codes_IQ, self.content_IC, self.trust_I, self.attributes_IF)
-        return [tensor for tensor in own if tensor is not None]
+        self._table = _Table(torch.cat(parts), self)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is made to be given another catalogue."""
@@ -158,21 +158,31 @@ class ItemEncoder(nn.Module):
         self.created_I = _known_or_nan(created_I, len(codes_IQ)).to(device)
 
 
-@dataclass
 class _Table:
-    """Every vector of a catalogue, and the tensors that it was made of, as they were."""
+    """Every vector of a catalogue, and what it was made of: the tensors by where they were found, as they were."""
 
-    vectors_ID: Tensor
-    made_of: list[tuple[Tensor, int]]
+    def __init__(self, vectors_ID: Tensor, encoder: ItemEncoder) -> None:
+        self.vectors_ID = vectors_ID
+        self.array: NDArray[np.float32] = vectors_ID.numpy() if vectors_ID.device.type == "cpu" else np.zeros((0, 0), np.float32)
+        modules = list(encoder.modules())
+        kept: list[tuple[dict[str, Any], str]] = [(own._parameters, name) for own in modules for name in own._parameters]
+        kept += [(encoder._buffers, name) for name in encoder._buffers]
+        self._made_of = [(found, name, found[name], _version(found[name])) for found, name in kept]
+        self._parts = [(own._modules, name, own._modules[name]) for own in modules for name in own._modules]
 
     def serves(self, encoder: ItemEncoder) -> bool:
         """Whether `encoder` would compute the same now, and no gradient is asked for."""
         if encoder.training or torch.is_grad_enabled():
             return False
-        now = encoder._read()
-        return len(now) == len(self.made_of) and all(
-            own is tensor and own._version == version for own, (tensor, version) in zip(now, self.made_of, strict=True)
-        )
+        # asked in every request, so without looking for the tensors again
+        for found, name, tensor, version in self._made_of:
+            if found.get(name) is not tensor or (tensor is not None and tensor._version != version):
+                return False
+        return all(found.get(name) is part for found, name, part in self._parts)
+
+
+def _version(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor._version
 
 
 def trust(counts_I: Tensor, prior: float) -> Tensor:

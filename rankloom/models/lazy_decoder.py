@@ -16,18 +16,18 @@ before the last), Q levels, D width, W beams, K codebook size, N context element
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rankloom.compiling import Engine, use_compiled
 from rankloom.config import Config, ModelConfig
 from rankloom.data.schema import SURFACES
 from rankloom.models.age import AgeHead, age_bucket
 from rankloom.models.context import ContextBatch, ContextKV, ContextProcessor, visibility
-from rankloom.models.folded import LIMIT, FoldedContext, FoldedDecoder
+from rankloom.models.folded import LIMIT, FoldedDecoder
 from rankloom.models.items import ItemEncoder
 from rankloom.models.layers import (
     GatedFFN,
@@ -37,38 +37,10 @@ from rankloom.models.layers import (
     SuffixSelfAttention,
 )
 from rankloom.models.pool import HistoryPool
+from rankloom.models.prefix import Prefix, SuffixCache
 
-
-@dataclass
-class Prefix:
-    """Everything about a batch of requests that no beam changes: computed once.
-
-    Attributes:
-        begun: hidden state and cache after BOS, once somebody asked; search and selection both start there.
-        decoder: the folded blocks that continue it, where no gradient is asked for; None leaves it to the plain ones.
-        folded: the context as folded blocks read it.
-    """
-
-    kv: ContextKV
-    rank_B1N: Tensor
-    visible_B1N: Tensor
-    surface_B: Tensor
-    pool_BD: Tensor | None = None
-    begun: tuple[Tensor, SuffixCache] | None = None
-    decoder: FoldedDecoder | None = None
-    folded: FoldedContext | None = None
-
-    @property
-    def batch_size(self) -> int:
-        return self.rank_B1N.shape[0]
-
-
-@dataclass
-class SuffixCache:
-    """Per layer the keys and values of the codes chosen so far, (B * W, P, 2, H, E), and the beam count W."""
-
-    layers: list[Tensor]
-    n_beams: int
+if TYPE_CHECKING:
+    from rankloom.models.compiled import CompiledCache, CompiledDecoder, CompiledSteps
 
 
 class LazyBlock(nn.Module):
@@ -132,7 +104,9 @@ class LazyDecoder(nn.Module):
         self.pool = HistoryPool(items.dim, max_history=config.max_history) if config.history_pool else None
         self.pool_in = nn.Linear(items.dim, dim, bias=False) if config.history_pool else None
         self.dropout = nn.Dropout(config.dropout)
+        self.engine: Engine = "auto"
         self._folded: FoldedDecoder | None = None
+        self._compiled: CompiledDecoder | None = None
         self._init_weights()
 
     @classmethod
@@ -250,11 +224,15 @@ class LazyDecoder(nn.Module):
     def _pool(self, batch: ContextBatch, vectors: Tensor, place_BT: Tensor, *, last: bool = False) -> Tensor | None:
         if self.pool is None:
             return None
-        queries = None if batch.query_BQD is None else self.items.content(batch.query_BQD.to(vectors.dtype))
+        queries = self.queries(batch)
         if last:
             return self.pool.last(batch, vectors, queries)[:, None]
         pool: Tensor = self.pool(batch, vectors, place_BT, queries)
         return pool
+
+    def queries(self, batch: ContextBatch) -> Tensor | None:
+        """(B, R, D_item) queries as item vectors."""
+        return None if batch.query_BQD is None else self.items.content(batch.query_BQD.to(self.items.content.weight.dtype))
 
     def _embed(self, codes_MP: Tensor, surface_M: Tensor, pool_MD: Tensor | None) -> Tensor:
         parts = [self._start(surface_M, pool_MD)[:, None]]
@@ -271,34 +249,53 @@ class LazyDecoder(nn.Module):
 
     def prefill(self, batch: ContextBatch, surface_B: Tensor | None = None) -> Prefix:
         """Computes the context of B requests; the one target of each comes right after its history."""
+        compiled = self._kernels()
+        if compiled is not None and compiled.serves(batch):
+            context = compiled.context(self, batch, surface_B)
+            pool_BD = None if self.pool is None else torch.from_numpy(context.pool_BZ)
+            shown = context.surface_B
+            return Prefix(lambda: self._plain(batch), shown, pool_BD, None, self._folded, None, compiled.steps(context))
         vectors = self.items(batch.item_BT)
-        kv = self.context(batch, vectors)
-        rank, visible = visibility(kv, batch.length_B[:, None], self.config.max_history)
-        pool = self._pool(batch, vectors, batch.length_B[:, None], last=not torch.is_grad_enabled())
         if surface_B is None:
             surface_B = torch.zeros(batch.batch_size, dtype=torch.long, device=batch.item_BT.device)
-        return Prefix(kv, rank, visible, surface_B, None if pool is None else pool[:, 0], decoder=self._inference())
+        pool = self._pool(batch, vectors, batch.length_B[:, None], last=not torch.is_grad_enabled())
+        made = self._plain(batch, vectors)
+        return Prefix(lambda: made, surface_B, None if pool is None else pool[:, 0], decoder=self._inference())
+
+    def _plain(self, batch: ContextBatch, vectors: Tensor | None = None) -> tuple[ContextKV, Tensor, Tensor]:
+        """Keys and values of the context, recency ranks, and what the target after the history sees."""
+        kv = self.context(batch, self.items(batch.item_BT) if vectors is None else vectors)
+        return kv, *visibility(kv, batch.length_B[:, None], self.config.max_history)
+
+    def steps(self, prefix: Prefix) -> CompiledSteps | None:
+        """The search that the kernels do; None where they do not."""
+        return None if torch.is_grad_enabled() else prefix.compiled
 
     def step(
-        self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: SuffixCache | None
-    ) -> tuple[Tensor, SuffixCache]:
+        self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: Any
+    ) -> tuple[Tensor, SuffixCache | CompiledCache]:
         """Logits (B, W, K_level) of the next code for every beam.
 
         At level 0 there is one beam and `codes_BW` is None; later `codes_BW` holds the codes chosen at `level - 1`.
         """
+        steps = self.steps(prefix)
+        if steps is not None:
+            logits, cache = steps.step(level, None if codes_BW is None else codes_BW.numpy(), cache)
+            return torch.from_numpy(logits), cache
         h_BWD, cache = self._begin(prefix) if codes_BW is None else self._advance(prefix, level, codes_BW, cache)
         return self._logits(prefix, h_BWD, level), cache
 
-    def start(self, prefix: Prefix) -> tuple[Tensor, Tensor, SuffixCache]:
+    def start(self, prefix: Prefix) -> tuple[Tensor, Tensor, SuffixCache | CompiledCache]:
         """Level 0 with the user's state: ((B, 1, K_0) logits, (B, D_item) selection query, cache)."""
-        h_B1D, cache = self._begin(prefix)
-        return self._logits(prefix, h_B1D, 0), self._user(prefix, h_B1D[:, 0]), cache
+        logits, cache = self.step(prefix, 0, None, None)
+        return logits, self.user(prefix), cache
 
     def user(self, prefix: Prefix) -> Tensor:
         """(B, D_item) selection query of each request."""
-        return self._user(prefix, self._begin(prefix)[0][:, 0])
-
-    def _user(self, prefix: Prefix, h_BD: Tensor) -> Tensor:
+        steps = self.steps(prefix)
+        if steps is not None:
+            return steps.user()
+        h_BD = self._begin(prefix)[0][:, 0]
         if prefix.decoder is None or torch.is_grad_enabled():
             return self.user_state(h_BD, prefix.pool_BD)
         state = prefix.decoder.user(h_BD)
@@ -319,9 +316,10 @@ class LazyDecoder(nn.Module):
 
     def _inference(self) -> FoldedDecoder | None:
         """The folded blocks; None where gradients, training, another precision or their size ask for the plain ones."""
-        if torch.is_grad_enabled() or self.training or torch.is_autocast_enabled(self.bos.device.type):
+        if self._plainly():
             return None
         if self._folded is None or not self._folded.fresh:
+            self._compiled = None
             if self.bos.dtype != torch.float32 or sum(p.numel() for p in self.blocks.parameters()) > LIMIT:
                 return None
             norms = [own for own in self.head_norms if isinstance(own, RMSNorm)]
@@ -329,20 +327,37 @@ class LazyDecoder(nn.Module):
             self._folded = FoldedDecoder(self.lazy_blocks(), norms, heads, self.select_norm, self.select)
         return self._folded
 
+    def _kernels(self) -> CompiledDecoder | None:
+        """The compiled blocks; None where the folded ones do not serve either, or have experts, or `engine` is eager."""
+        if self._plainly() or not use_compiled(self.engine) or self.config.moe_experts or self.bos.device.type != "cpu":
+            return None
+        if self._compiled is None or not self._compiled.fresh:
+            folded = self._inference()
+            if folded is None:
+                return None
+            from rankloom.models.compiled import CompiledDecoder
+
+            self._compiled = CompiledDecoder(self, folded)
+        return self._compiled
+
+    def _plainly(self) -> bool:
+        """Whether gradients, training or another precision ask for the plain blocks."""
+        return torch.is_grad_enabled() or self.training or torch.is_autocast_enabled(self.bos.device.type)
+
     def train(self, mode: bool = True) -> Self:
-        self._folded = None
+        self._folded = self._compiled = None
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has weights of its own, or is about to: it folds them itself."""
-        return {**vars(self), "_folded": None}
+        return {**vars(self), "_folded": None, "_compiled": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._folded = None
+        self._folded = self._compiled = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        self._folded = None
+        self._folded = self._compiled = None
         return super().load_state_dict(state_dict, strict, assign)
 
     def _advance(
@@ -376,8 +391,10 @@ class LazyDecoder(nn.Module):
             h_BWD = h_BWD + block.ffn(block.ffn_norm(h_BWD))
         return h_BWD, SuffixCache(layers, n_beams)
 
-    def reorder(self, cache: SuffixCache, parent_BW: Tensor) -> SuffixCache:
+    def reorder(self, cache: SuffixCache | CompiledCache, parent_BW: Tensor) -> SuffixCache | CompiledCache:
         """The cache whose beam w continues the old beam `parent_BW[b, w]`."""
+        if not isinstance(cache, SuffixCache):
+            return cache.reorder(parent_BW.numpy())
         batch, n_beams = parent_BW.shape
         if cache.n_beams == 1:
             # all beams continue BOS

@@ -76,10 +76,15 @@ class HistoryPool(nn.Module):
         weight_HBP = torch.softmax(weight_HBP.masked_fill(~seen, -1e9), dim=-1) * seen * self.gate[:, batch.kind_BT]
         mean_BHD = weight_HBP.transpose(0, 1).to(item_BPD.dtype) @ item_BPD
         pool = (self.scale * _rms(mean_BHD)).sum(1)
-        if query_BRD is not None and batch.query_from_BQ is not None:
-            own = batch.query_from_BQ[:, None] == batch.length_B[:, None, None]
-            pool = pool + (self.query_scale * _rms(own.to(query_BRD.dtype) @ query_BRD))[:, 0]
-        return pool
+        asked = self.asked(batch, query_BRD)
+        return pool if asked is None else pool + asked
+
+    def asked(self, batch: ContextBatch, query_BRD: Tensor | None) -> Tensor | None:
+        """(B, D) what the queries of those targets add; None without queries."""
+        if query_BRD is None or batch.query_from_BQ is None:
+            return None
+        own = batch.query_from_BQ[:, None] == batch.length_B[:, None, None]
+        return (self.query_scale * _rms(own.to(query_BRD.dtype) @ query_BRD))[:, 0]
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -10,12 +10,15 @@ Shapes: n nodes, c children, e = c - n children beyond the first of their node.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 Integers = NDArray[np.integer[Any]]
+RUN: Final = 256
+"""Nodes whose further children are looked for together."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,15 @@ class Offsets:
         wanted = own.astype(self.further_parent.dtype)
         before, until = (self.further_parent.searchsorted(wanted, side) for side in ("left", "right"))
         return own + before, own + 1 + until
+
+    @cached_property
+    def runs(self) -> NDArray[np.int64]:
+        """Where in `further_parent` each run of `RUN` nodes begins, then e: what keeps a look-up within a few lines of
+        memory."""
+        if self.further_parent is None:
+            return np.zeros(0, np.int64)
+        first = np.arange(0, self.n_nodes + RUN, RUN)
+        return self.further_parent.searchsorted(first.astype(self.further_parent.dtype)).astype(np.int64)
 
     def parent(self, child: Integers) -> NDArray[np.int64]:
         """The nodes that children belong to."""

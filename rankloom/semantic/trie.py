@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rankloom.errors import RankloomError
-from rankloom.semantic.offsets import Integers, Offsets, narrowest
+from rankloom.semantic.offsets import RUN, Integers, Offsets, narrowest
+
+_NOTHING: Final = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,19 @@ class Trie:
         """The first child of nodes of depth `level`, and how many they have; children are neighbours."""
         begin, end = self.offsets[level].span(node)
         return begin, end - begin
+
+    @cached_property
+    def lying(self) -> tuple[tuple[Integers, Integers, NDArray[np.int64], int, Integers], ...]:
+        """Per depth l < L the arrays themselves, for the compiled kernels: first children or the further ones, of which one
+        is empty, runs of these and how many nodes a run has, and the children's codes."""
+        return tuple(
+            (
+                _NOTHING if own.start is None else own.start,
+                _NOTHING if own.further_parent is None else own.further_parent,
+                own.runs, RUN, codes,
+            )
+            for own, codes in zip(self.offsets, self.codes, strict=False)
+        )  # fmt: skip
 
     def codes_of(self, level: int, child: Integers) -> NDArray[np.int64]:
         """The codes of level `level` by which nodes of depth `level + 1` are reached."""

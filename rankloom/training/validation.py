@@ -14,7 +14,8 @@ from torch import Tensor
 
 from rankloom.data.sequences import VALID, Sequences
 from rankloom.models.age import AgeIndex
-from rankloom.models.lazy_decoder import LazyDecoder, Prefix
+from rankloom.models.lazy_decoder import LazyDecoder
+from rankloom.models.prefix import Prefix
 from rankloom.training.features import FeatureTable
 from rankloom.training.objectives import TrieSoftmax, code_losses
 

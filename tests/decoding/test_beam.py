@@ -266,6 +266,7 @@ def test_the_best_of_a_long_list_are_those_of_a_full_sort(
         own = [place for place in range(size) if legal is None or legal[request * size + place]]
         own = sorted(own, key=lambda place, at=request * size: (-score[at + place], place))[: beam[request]]
         expected += [(request, column, place) for column, place in enumerate(own)]
-    found = zip(kept.request_P.tolist(), kept.column_P.tolist(), kept.node_P.tolist(), strict=True)
+    rows, columns = np.nonzero(kept.node_BP >= 0)
+    found = zip(rows.tolist(), columns.tolist(), kept.node_BP[rows, columns].tolist(), strict=True)
     assert list(found) == expected
-    assert kept.score_P.tolist() == [score[request * size + place] for request, _, place in expected]
+    assert kept.score_BP[rows, columns].tolist() == [score[request * size + place] for request, _, place in expected]

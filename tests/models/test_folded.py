@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rankloom.models import lazy_decoder
 from rankloom.models.folded import MANY
-from rankloom.models.lazy_decoder import LazyDecoder, Prefix
+from rankloom.models.lazy_decoder import LazyDecoder
+from rankloom.models.prefix import Prefix
 from tests.decoding.test_beam import context, small_model
 
 OPTIONS: list[dict[str, Any]] = [
@@ -35,6 +36,7 @@ def random_norms(model: LazyDecoder) -> None:
 
 def walk(model: LazyDecoder, prefix: Prefix, codes_LBW: list[Tensor], parents: list[Tensor]) -> list[Tensor]:
     """Logits of every level along given codes and parents, then the users' states."""
+    model.engine = "eager"
     logits, user, cache = model.start(prefix)
     out = [logits]
     for level, (codes, parent) in enumerate(zip(codes_LBW, parents, strict=True), start=1):

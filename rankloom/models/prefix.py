@@ -1,0 +1,68 @@
+"""What is computed once for a batch of requests, and what is kept of the codes taken so far.
+
+Shapes: B requests, W beams, N context elements, D width of item vectors, P codes so far, H heads, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from rankloom.models.context import ContextKV
+from rankloom.models.folded import FoldedContext, FoldedDecoder
+
+if TYPE_CHECKING:
+    from rankloom.models.compiled import CompiledSteps
+
+
+@dataclass
+class Prefix:
+    """Everything about a batch of requests that no beam changes: computed once, and the plain context only if asked for.
+
+    Attributes:
+        plain: makes the context's keys and values, recency ranks and visibility.
+        begun: hidden state and cache after BOS, once somebody asked; search and selection both start there.
+        decoder: the folded blocks that continue it, where no gradient is asked for; None leaves it to the plain ones.
+        folded: the context as folded blocks read it.
+        compiled: the kernels that continue it instead, with the context as they read it.
+    """
+
+    plain: Callable[[], tuple[ContextKV, Tensor, Tensor]]
+    surface_B: Tensor
+    pool_BD: Tensor | None = None
+    begun: tuple[Tensor, SuffixCache] | None = None
+    decoder: FoldedDecoder | None = None
+    folded: FoldedContext | None = None
+    compiled: CompiledSteps | None = None
+
+    @cached_property
+    def _context(self) -> tuple[ContextKV, Tensor, Tensor]:
+        return self.plain()
+
+    @property
+    def kv(self) -> ContextKV:
+        return self._context[0]
+
+    @property
+    def rank_B1N(self) -> Tensor:
+        return self._context[1]
+
+    @property
+    def visible_B1N(self) -> Tensor:
+        return self._context[2]
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.surface_B)
+
+
+@dataclass
+class SuffixCache:
+    """Per layer the keys and values of the codes chosen so far, (B * W, P, 2, H, E), and the beam count W."""
+
+    layers: list[Tensor]
+    n_beams: int
