@@ -12,6 +12,7 @@ Only kernel modules import this one: it needs numba (`rankloom.compiling.availab
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -28,6 +29,14 @@ _OPTIONS: Final = {"nopython": True, "nogil": True, "cache": True, "error_model"
 def jit(function: F) -> F:
     """Compiles `function` for the types of its first arguments, once for all processes of a machine."""
     return cast(F, numba.jit(**_OPTIONS, fastmath={"reassoc", "contract", "nsz"})(function))
+
+
+@functools.cache
+def tell_of_compiling(kernel: Callable[..., Any]) -> None:
+    """A line on stderr where `kernel` was not compiled on this machine before, since someone is about to wait for it."""
+    folder = Path(cast(Any, kernel).stats.cache_path)
+    if not any(folder.glob(f"{Path(kernel.__code__.co_filename).stem}.{kernel.__name__}-*.nbi")):
+        print("compiling the kernels of decoding, once on this machine (some 20 s; decoding.engine=eager does without)", file=sys.stderr)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rankloom.kernels import one_thread
+from rankloom.kernels import one_thread, tell_of_compiling
 from rankloom.models import decoder_kernels as kernels
 from rankloom.models.context import ContextBatch
 from rankloom.models.decoder_kernels import Blocks, Floats, Pathway
@@ -60,6 +60,7 @@ class CompiledDecoder:
 
     def __init__(self, model: LazyDecoder, folded: FoldedDecoder) -> None:
         one_thread()
+        tell_of_compiling(kernels.step)
         self.n_heads, self.n_groups = folded.n_heads, folded.n_groups
         layers = folded.layers
         self.blocks = Blocks(
