@@ -21,6 +21,7 @@ from typing import Any
 
 from rankloom.errors import RankloomError
 from rankloom.serving import logs
+from rankloom.serving import loop as loop_of_process
 from rankloom.serving.app import create_app
 from rankloom.serving.channel import ANSWER, FAILED, GROUP, READY, Channel
 from rankloom.serving.http import problem
@@ -147,10 +148,10 @@ def main(descriptor: int) -> None:
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # Linux: not to outlive the front
     with suppress(OSError, AttributeError):
-        os.nice(2)  # what refuses and passes on goes first
+        os.nice(10)  # what refuses and passes on goes first
     # the model's thread and the loop take turns; the loop's turns are short
     sys.setswitchinterval(0.001)
-    asyncio.run(_serve(socket.socket(fileno=descriptor)))
+    loop_of_process.run(_serve(socket.socket(fileno=descriptor)))
 
 
 if __name__ == "__main__":

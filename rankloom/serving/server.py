@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rankloom.errors import RankloomError
-from rankloom.serving import logs
+from rankloom.serving import logs, loop
 from rankloom.serving.channel import FAILED, READY, Channel
 from rankloom.serving.http import bind, key_for
 from rankloom.serving.keys import KeyRing
@@ -51,7 +51,7 @@ def run(
     back = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     theirs.close()
     try:
-        asyncio.run(_serve(listener, ours, settings, keys, host=host, drain_s=drain_s, log=log, say=say))
+        loop.run(_serve(listener, ours, settings, keys, host=host, drain_s=drain_s, log=log, say=say))
         back.wait(timeout=60)
     finally:
         listener.close()
