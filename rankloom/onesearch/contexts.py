@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -56,6 +55,11 @@ class Contexts:
             self.user_ids[chosen], self.query_C[chosen], self.history_CH[chosen], self.ordered_CH[chosen],
             self.recent_CW[chosen], self.default_CW[chosen], self.target_C[chosen],
         )  # fmt: skip
+
+    def with_more(self, more: Contexts) -> Contexts:
+        """These and then others."""
+        names = self.__dataclass_fields__
+        return Contexts(*(np.concatenate([getattr(self, name), getattr(more, name)]) for name in names))
 
     def short(self, window: int) -> NDArray[np.int32]:
         """(C, window) the latest items, or the default sequence of who has none."""
@@ -110,38 +114,48 @@ def training_contexts(sequences: Sequences, config: BehaviourConfig) -> Contexts
     return contexts_of(sequences, user, rows, sequences.query[rows], config)
 
 
+@dataclass(frozen=True)
 class DefaultSequences:
     """The default sequence of queries, from the searches of the training period.
 
-    Args:
-        window: items of a sequence.
+    One place more than the window is kept, since a sample's own click may fall out.
+
+    Attributes:
+        item_QW, count_QW: per query of the log the most clicked items, -1 where fewer, and their clicks.
+        item_KW, count_KW: per first code the most taken items, and how often.
     """
 
-    def __init__(self, sequences: Sequences, items: Items, window: int) -> None:
-        self.window = window
+    item_QW: Integers
+    count_QW: Integers
+    item_KW: Integers
+    count_KW: Integers
+
+    @classmethod
+    def of(
+        cls, sequences: Sequences, first_I: NDArray[Any], n_first: int, count_I: Integers, window: int
+    ) -> DefaultSequences:
+        """Args: first_I: the first code of each item, of `n_first`; count_I: its training takes."""
         rows = np.flatnonzero((sequences.stage == TRAIN) & sequences.target & (sequences.query >= 0))
-        taken = pl.DataFrame({"query": sequences.query[rows], "item": sequences.item[rows]})
-        # one more than the window: a sample's own click may fall out
-        best = (
-            taken.group_by("query", "item").len("count")
-            .sort(["query", "count", "item"], descending=[False, True, False])
-            .with_columns(place=pl.int_range(pl.len()).over("query"))
-            .filter(pl.col("place") <= window)
-        )  # fmt: skip
-        n_queries = len(sequences.queries)
-        self.item_QW = np.full((n_queries, window + 1), -1, dtype=np.int32)
-        self.count_QW = np.zeros((n_queries, window + 1), dtype=np.int64)
-        at = (best["query"].to_numpy(), best["place"].to_numpy())
-        self.item_QW[at] = best["item"].to_numpy()
-        self.count_QW[at] = best["count"].to_numpy()
-        first_I = items.codes_IL[:, 0]
-        order = np.lexsort((np.arange(len(items)), -items.count_I, first_I))
-        opens = np.searchsorted(first_I[order], np.arange(items.sizes[0] + 1))
-        self.item_KW = np.full((items.sizes[0], window + 1), -1, dtype=np.int32)
-        for code, (low, high) in enumerate(pairwise(opens.tolist())):
-            own = order[low : min(high, low + window + 1)]
-            self.item_KW[code, : len(own)] = own
-        self.count_I = items.count_I
+        clicked = pl.DataFrame({"key": sequences.query[rows].astype(np.int64), "item": sequences.item[rows].astype(np.int64)})
+        by_query = clicked.group_by("key", "item").len("count").with_columns(pl.col("count").cast(pl.Int64))
+        taken = pl.DataFrame({"key": first_I.astype(np.int64), "item": np.arange(len(first_I)), "count": count_I})
+        return cls(
+            *_best(by_query, len(sequences.queries), window + 1),
+            *_best(taken.filter(pl.col("count") > 0), n_first, window + 1),
+        )
+
+    @property
+    def window(self) -> int:
+        return self.item_QW.shape[1] - 1
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """For a safetensors file."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> DefaultSequences:
+        """What `arrays` described."""
+        return cls(**{name: np.asarray(arrays[name]) for name in cls.__dataclass_fields__})
 
     def fill(self, contexts: Contexts, queries: Queries, *, trained: bool) -> Contexts:
         """The contexts with the default sequence where there is no history.
@@ -156,17 +170,29 @@ class DefaultSequences:
         return replace(contexts, default_CW=default)
 
     def _of(self, query_E: Integers, queries: Queries, target_E: Integers | None) -> NDArray[np.int32]:
+        item = np.full((len(query_E), self.window + 1), -1, dtype=np.int64)
+        count = np.zeros_like(item)
         known = query_E < len(self.item_QW)
-        at = np.where(known, query_E, 0)
-        item = np.where(known[:, None], self.item_QW[at], -1) if len(self.item_QW) else np.full((len(at), self.window + 1), -1)
-        count = np.where(known[:, None], self.count_QW[at], 0) if len(self.item_QW) else np.zeros_like(item)
-        by_code = self.item_KW[queries.codes_QL[query_E, 0]]
+        item[known], count[known] = self.item_QW[query_E[known]], self.count_QW[query_E[known]]
         item, count = _without(item, count, target_E)
-        fallback, fallback_count = _without(by_code, np.where(by_code >= 0, self.count_I[by_code], 0), target_E)
-        none = (item < 0).all(1)
-        item = np.where(none[:, None], np.where(fallback_count > 0, fallback, -1), item)[:, : self.window]
+        first = queries.codes_QL[query_E, 0]
+        instead, _ = _without(self.item_KW[first], self.count_KW[first], target_E)
+        item = np.where((item < 0).all(1)[:, None], instead, item)[:, : self.window]
         # oldest first: the most clicked stands where the latest item would
         return item[:, ::-1].astype(np.int32)
+
+
+def _best(frame: pl.DataFrame, n_keys: int, width: int) -> tuple[Integers, Integers]:
+    """(n_keys, width) the items of each key with the highest counts, -1 where fewer, and their counts."""
+    best = (
+        frame.sort(["key", "count", "item"], descending=[False, True, False])
+        .with_columns(place=pl.int_range(pl.len()).over("key"))
+        .filter(pl.col("place") < width)
+    )
+    item, count = np.full((n_keys, width), -1, dtype=np.int64), np.zeros((n_keys, width), dtype=np.int64)
+    at = (best["key"].to_numpy(), best["place"].to_numpy())
+    item[at], count[at] = best["item"].to_numpy(), best["count"].to_numpy()
+    return item, count
 
 
 def _without(item: NDArray[Any], count: NDArray[Any], target_E: Integers | None) -> tuple[NDArray[Any], NDArray[Any]]:

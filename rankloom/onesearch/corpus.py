@@ -14,7 +14,6 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
-from rankloom.data.sequences import TRAIN, Sequences
 from rankloom.errors import RankloomError
 from rankloom.onesearch.query_ids import QueryEncoder
 from rankloom.onesearch.settings import OneSearchConfig
@@ -64,14 +63,17 @@ class Items:
 
     @classmethod
     def of(
-        cls, items: pl.DataFrame, tokenizer: Tokenizer, sequences: Sequences, config: OneSearchConfig, vocabulary: Vocabulary
+        cls, items: pl.DataFrame, tokenizer: Tokenizer, count_I: Integers, config: OneSearchConfig, vocabulary: Vocabulary
     ) -> Items:
-        """Raises RankloomError: IDs that are no residual K-means of three levels, which the long history reads."""
+        """Everything about a catalogue.
+
+        Raises:
+            RankloomError: IDs that are no residual K-means of three levels, which the long history reads.
+        """
         levels = used_levels(tokenizer, config)
         codes = tokenizer.semantic_ids.codes[:, :levels]
         titles, categories = tuple(items["title"].fill_null("").to_list()), tuple(category_texts(items))
         brands = items["brand"].fill_null("").to_list() if "brand" in items.columns else [""] * items.height
-        trained = (sequences.stage == TRAIN) & sequences.target
         has_word = _word_matrix([" ".join(own) for own in zip(titles, brands, categories, strict=True)], vocabulary)
         frequency = np.asarray(has_word.sum(0)).ravel()
         named = {text: number for number, text in enumerate(dict.fromkeys(text for text in categories if text))}
@@ -87,7 +89,7 @@ class Items:
             category_IT=vocabulary.read(categories, config.stages.title_words),
             titles=titles,
             categories=categories,
-            count_I=np.bincount(sequences.item[trained], minlength=items.height).astype(np.int64),
+            count_I=count_I,
             has_word=has_word,
             idf_V=np.log1p(items.height / (1.0 + frequency)).astype(np.float32),
             quantise=lambda vectors: tokenizer.quantizer.encode(vectors)[:, :levels],

@@ -32,6 +32,7 @@ def fit(
     warmup: float = 0.05,
     weight_decay: float = 0.05,
     clip: float = 1.0,
+    dropout: bool = True,
     label: str = "training",
     quiet: bool = True,
 ) -> Record:
@@ -41,6 +42,7 @@ def fit(
         steps: names and functions that compute a step's loss.
         n_steps: how many are expected; the learning rate's course depends on it.
         warmup: share of the steps in which the rate rises.
+        dropout: as the network is set; False leaves it out.
     """
     if n_steps == 0:
         return Record()
@@ -48,7 +50,7 @@ def fit(
     rising = max(1, round(warmup * n_steps))
     tail: dict[str, list[float]] = {}
     done = 0
-    network.train()
+    network.train(dropout)
     with Progress(label, n_steps, unit="steps", quiet=quiet) as progress:
         for name, loss_of in steps:
             rate = min(1.0, (done + 1) / rising) * 0.5 * (1 + math.cos(math.pi * min(1.0, done / n_steps)))

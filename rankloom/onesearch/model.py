@@ -1,4 +1,4 @@
-"""OneSearch as one object: made from a catalogue and a log, trained stage by stage, asked for lists, saved and loaded.
+"""OneSearch as one object: made from a catalogue and a log, trained stage by stage, asked for lists.
 
     own = OneSearch.build(items, sequences, tokenizer, config)
     own.fit_supervised(sequences)            # S1, S2, S3
@@ -6,16 +6,13 @@
     own.fit_preference(sequences)            # PARS
     lists = own.lists(contexts, longest=350)
 
-The folder: `config.json` (settings, words), `model.safetensors` (the generator), `reward.safetensors` (the towers, where
-fitted), `tokenizer.safetensors` with `tokenizer.json`, `items.parquet`, and `counts.safetensors` (what the training period
-took, for the order inside an ID and for the reward model). Nothing is pickled.
+Each step can be left out; `folder.py` saves and loads the whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,16 +20,25 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from rankloom.data.sequences import Sequences
+from rankloom.data.sequences import TRAIN, Sequences
 from rankloom.errors import RankloomError
 from rankloom.models.encoder_decoder import EncoderDecoder, Prompt
-from rankloom.models.reward_towers import RewardTowers
-from rankloom.onesearch.contexts import Contexts, DefaultSequences, contexts_of, numbered, training_contexts
-from rankloom.onesearch.corpus import Items, Queries, category_texts
+from rankloom.onesearch.contexts import (
+    Contexts,
+    DefaultSequences,
+    contexts_of,
+    feed_orders,
+    numbered,
+    training_contexts,
+)
+from rankloom.onesearch.corpus import Items, Queries, category_texts, used_levels
 from rankloom.onesearch.fitting import Record, fit
 from rankloom.onesearch.generating import Lists, generate
+from rankloom.onesearch.negatives import Feedback, Negatives
+from rankloom.onesearch.pars import feedback_pairs, frozen, generated_pairs, train_preferences
 from rankloom.onesearch.prompts import KINDS, Prompts
 from rankloom.onesearch.query_ids import QueryEncoder, item_encoder
+from rankloom.onesearch.reward_model import RewardModel
 from rankloom.onesearch.settings import OneSearchConfig
 from rankloom.onesearch.stages import PersonalTask, Task, alignment_tasks, cooccurrence_tasks, draw_steps
 from rankloom.onesearch.vocabulary import Vocabulary
@@ -48,8 +54,9 @@ class OneSearch:
         prompts: makes prompts over the log's queries.
         defaults: the default sequences of queries.
         encode: queries to IDs.
-        towers: the reward model, once fitted.
+        rewarder: the reward model, once fitted.
         records: what each stage's training did.
+        shares: of the contexts of PARS' phase 1, those whose order changed and those that gave a pair.
     """
 
     config: OneSearchConfig
@@ -60,8 +67,9 @@ class OneSearch:
     defaults: DefaultSequences
     trie: Trie
     encode: QueryEncoder
-    towers: RewardTowers | None = None
+    rewarder: RewardModel | None = None
     records: dict[str, Record] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -78,27 +86,41 @@ class OneSearch:
         Raises:
             RankloomError: the tokenizer's IDs are of another kind.
         """
-        encode = encode or item_encoder(tokenizer)
-        levels = tokenizer.semantic_ids.n_levels if config.opq else 3
         texts = [*items["title"].fill_null("").to_list(), *category_texts(items), *sequences.queries]
         if "brand" in items.columns:
             texts += items["brand"].fill_null("").to_list()
-        vocabulary = Vocabulary.of(texts, tokenizer.semantic_ids.codebook_sizes[:levels], most=config.stages.words)
-        own = Items.of(items, tokenizer, sequences, config, vocabulary)
-        queries = Queries.of(sequences.queries, encode, vocabulary, config)
+        words = Vocabulary.of(texts, (), most=config.stages.words).words
+        trained = (sequences.stage == TRAIN) & sequences.target
+        count_I = np.bincount(sequences.item[trained], minlength=items.height).astype(np.int64)
+        return cls.assemble(
+            items, tokenizer, config, words=words, queries=sequences.queries, count_I=count_I,
+            defaults=DefaultSequences.of(
+                sequences, tokenizer.semantic_ids.codes[:, 0], tokenizer.semantic_ids.codebook_sizes[0], count_I,
+                config.behaviour.window,
+            ),
+            encode=encode,
+        )  # fmt: skip
+
+    @classmethod
+    def assemble(
+        cls, items: pl.DataFrame, tokenizer: Tokenizer, config: OneSearchConfig, *, words: tuple[str, ...],
+        queries: tuple[str, ...], count_I: NDArray[np.int64], defaults: DefaultSequences, encode: QueryEncoder | None = None,
+    ) -> OneSearch:  # fmt: skip
+        """A model with fresh weights out of what `build` read from a log and a folder keeps of it."""
+        encode = encode or item_encoder(tokenizer)
+        sizes = tokenizer.semantic_ids.codebook_sizes[: used_levels(tokenizer, config)]
+        vocabulary = Vocabulary(words, sizes)
+        own = Items.of(items, tokenizer, count_I, config, vocabulary)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             network = EncoderDecoder(
-                config.network, n_tokens=vocabulary.n_tokens, code_start=vocabulary.code_start, codebook_sizes=own.sizes,
+                config.network, n_tokens=vocabulary.n_tokens, code_start=vocabulary.code_start, codebook_sizes=sizes,
                 n_kinds=len(KINDS),
                 centroids=[torch.from_numpy(part) for part in own.centroids] if config.behaviour.long else None,
             )  # fmt: skip
-        prompts = Prompts(vocabulary, own, queries, config.behaviour)
+        prompts = Prompts(vocabulary, own, Queries.of(queries, encode, vocabulary, config), config.behaviour)
         trie = Trie.build(own.codes_IL, own.sizes, own.count_I)
-        return cls(
-            config, vocabulary, tokenizer, network.eval(), prompts,
-            DefaultSequences(sequences, own, config.behaviour.window), trie, encode,
-        )  # fmt: skip
+        return cls(config, vocabulary, tokenizer, network.eval(), prompts, defaults, trie, encode)
 
     @property
     def items(self) -> Items:
@@ -179,6 +201,66 @@ class OneSearch:
                 weight_decay=stages.weight_decay, label=f"OneSearch {name}", quiet=quiet,
             )  # fmt: skip
 
+    def fit_reward(self, sequences: Sequences, *, quiet: bool = True) -> None:
+        """The reward model, on takes of the training period and level 2's extra positives."""
+        contexts, feedback = self._feedback(sequences)
+        rows, item, query = feed_orders(sequences, self.items, self.config.behaviour)
+        if len(rows):
+            at = np.searchsorted(feedback.row_C, rows)
+            later = replace(
+                feedback.take(at), query_C=query, target_C=item, ordered_C=np.ones(len(at), dtype=np.bool_),
+                from_feed_C=np.ones(len(at), dtype=np.bool_),
+            )  # fmt: skip
+            contexts = contexts.with_more(replace(contexts.take(at), target_C=item))
+            feedback = feedback.with_more(later)
+        self.rewarder = RewardModel.build(self.config.reward, self.prompts, self.config.seed)
+        negatives = Negatives(sequences, self.items, self.config.behaviour)
+        self.records["reward"] = self.rewarder.fit(contexts, feedback, negatives, seed=self.config.seed, quiet=quiet)
+
+    def _feedback(self, sequences: Sequences) -> tuple[Contexts, Feedback]:
+        """Every take that a search led to, whatever samples S3 reads."""
+        every = self.config.behaviour.model_copy(update={"sliding_window": True})
+        contexts = training_contexts(sequences, every)
+        if every.default_sequence:
+            contexts = self.defaults.fill(contexts, self.prompts.queries, trained=True)
+        return contexts, Feedback.of(sequences, every)
+
+    def fit_preference(self, sequences: Sequences, *, quiet: bool = True) -> None:
+        """PARS: phase 1 on generated and re-ordered lists, phase 2 on raw feedback.
+
+        Raises:
+            RankloomError: there is no reward model.
+        """
+        own = self.config.preference
+        rewarder = self._rewarder()
+        contexts, feedback = self._feedback(sequences)
+        negatives = Negatives(sequences, self.items, self.config.behaviour)
+        reference = frozen(self.network)
+        rng = np.random.default_rng([self.config.seed, 5])
+        if own.phase1_steps and own.contexts:
+            chosen = np.sort(rng.permutation(len(contexts))[: own.contexts])
+            some, known = contexts.take(chosen), feedback.take(chosen)
+            lists = self.generated(some, self.prompts, longest=own.list_length, beam=own.beam, block=64)
+            reward = rewarder.rewards(some, lists.item_BK, trained=True)
+            pairs, self.shares = generated_pairs(lists.item_BK, reward, known, negatives, own.rejected)
+            self.records["phase 1"] = train_preferences(
+                self.network, reference, some, self.prompts, pairs, own, own.phase1_steps, seed=self.config.seed,
+                label="PARS phase 1", quiet=quiet,
+            )  # fmt: skip
+        if own.phase2_steps:
+            pairs = feedback_pairs(feedback, negatives, own.rejected, rng)
+            self.records["phase 2"] = train_preferences(
+                self.network, reference, contexts, self.prompts, pairs, own, own.phase2_steps, seed=self.config.seed + 1,
+                label="PARS phase 2", quiet=quiet,
+            )  # fmt: skip
+
+    def _rewarder(self) -> RewardModel:
+        if self.rewarder is None:
+            raise RankloomError(
+                "there is no reward model", place="onesearch", action="call fit_reward first", code="onesearch-no-reward"
+            )
+        return self.rewarder
+
     # -- lists
 
     def generated(self, contexts: Contexts, prompts: Prompts, *, longest: int, beam: int | None = None, block: int = 16) -> Lists:
@@ -190,3 +272,17 @@ class OneSearch:
         return generate(
             self.network, prompt_of, contexts, self.trie, beam=beam or self.config.beam, longest=longest, block=block
         )
+
+    def selected(self, contexts: Contexts, prompts: Prompts, lists: Lists) -> NDArray[np.int32]:
+        """Generated lists in the reward model's order: the separate last step.
+
+        Raises:
+            RankloomError: there is no reward model.
+        """
+        return self._rewarder().with_queries(prompts).select(contexts, lists.item_BK)
+
+    def lists(self, contexts: Contexts, prompts: Prompts, *, longest: int) -> NDArray[np.int32]:
+        """(C, longest) items of every context, best first, -1 where fewer; selected where the settings say so."""
+        found = self.generated(contexts, prompts, longest=max(longest, 2 * self.config.beam))
+        best = self.selected(contexts, prompts, found) if self.config.select else found.item_BK
+        return best[:, :longest]

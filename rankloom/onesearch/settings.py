@@ -64,10 +64,10 @@ class RewardConfig(Section):
     steps: int = Field(default=500, ge=0)
     batch_size: int = Field(default=128, ge=2)
     learning_rate: float = Field(default=3e-3, gt=0)
+    n_shown: int = Field(default=4, ge=0)
+    """Negatives of a sample: items shown and passed over, items of the target's category, any others."""
     n_same: int = Field(default=12, ge=0)
-    """Items of the target's category that were not exposed, a sample."""
     n_random: int = Field(default=12, ge=0)
-    n_generated: int = Field(default=0, ge=0)
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     """lambda_1 .. lambda_4 of CTR, CVR, CTCVR and relevance; the paper does not give them."""
     relevance_times: float = Field(default=10.0, ge=0)
