@@ -36,7 +36,7 @@ class Items:
         vector_IA: unit vectors in the quantised space.
         rebuilt_IA: what the codes decode to.
         category_I: number of each item's category path; items without one have numbers of their own.
-        title_IT, category_IT: tokens that are read.
+        title_IT: tokens that are read of an item's text.
         count_I: training takes.
         has_word: (I, V) csr of bool, words of title, brand and category.
         idf_V: what each word weighs.
@@ -50,7 +50,6 @@ class Items:
     rebuilt_IA: FloatArray
     category_I: Integers
     title_IT: Tokens
-    category_IT: Tokens
     titles: tuple[str, ...]
     categories: tuple[str, ...]
     count_I: Integers
@@ -85,8 +84,7 @@ class Items:
             vector_IA=unit(tokenizer.aligned),
             rebuilt_IA=tokenizer.quantizer.decode(codes),
             category_I=np.asarray(own_category, dtype=np.int64),
-            title_IT=vocabulary.read(titles, config.stages.title_words),
-            category_IT=vocabulary.read(categories, config.stages.title_words),
+            title_IT=_item_tokens(titles, brands, categories, config, vocabulary),
             titles=titles,
             categories=categories,
             count_I=count_I,
@@ -128,6 +126,15 @@ class Queries:
             (*self.texts, *other.texts), np.concatenate([self.codes_QL, other.codes_QL]),
             np.concatenate([self.vector_QA, other.vector_QA]), np.concatenate([self.word_QT, other.word_QT]),
         )  # fmt: skip
+
+
+def _item_tokens(
+    titles: Sequence[str], brands: Sequence[str], categories: Sequence[str], config: OneSearchConfig, vocabulary: Vocabulary
+) -> Tokens:
+    title = vocabulary.read(titles, config.stages.title_words)
+    if config.stages.item_text == "title":
+        return title
+    return np.concatenate([title, vocabulary.read(brands, 3), vocabulary.read(categories, config.stages.title_words)], axis=1)
 
 
 def used_levels(tokenizer: Tokenizer, config: OneSearchConfig) -> int:

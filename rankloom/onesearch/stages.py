@@ -7,6 +7,8 @@
 | S3 personalisation | the whole prompt > sid, every prefix of a person's history a sample | all |
 
 A step is one task, drawn in proportion to its pairs, so that a batch has one shape; an epoch visits every pair of it once.
+Two departures help small shops and can be switched off: an item's text is title, brand and category path (`item_text`), of
+which a step leaves some words out (`word_dropout`), so that the rest is like a query.
 S1 reads the whole catalogue, whose text is known before anybody buys; S2 and S3 only the training period.
 """
 
@@ -57,6 +59,7 @@ class PairTask:
     source_NT: Tokens
     target_NT: Tokens
     smoothing: float = 0.0
+    word_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         # an empty text asks or answers nothing
@@ -70,11 +73,20 @@ class PairTask:
 
     def loss(self, model: EncoderDecoder, chosen: Integers) -> Tensor:
         source = self.source_NT[chosen]
+        if self.reads == "text" and self.word_dropout and model.training:
+            source = _thinned(source, self.word_dropout)
         prompt = self.prompts.text(self.name, source) if self.reads == "text" else self.prompts.codes(self.name, source)
         memory, target = model.encode(prompt), torch.from_numpy(self.target_NT[chosen])
         if self.writes == "text":
             return model.text_loss(memory, target)
         return model.code_loss(memory, target, smoothing=self.smoothing)
+
+
+def _thinned(token_BT: Tokens, share: float) -> Tokens:
+    """Texts without a random share of their words; who would lose all keeps all."""
+    kept = torch.rand(token_BT.shape).numpy() >= share
+    kept |= ~(kept & (token_BT > 0)).any(1)[:, None]
+    return np.where(kept, token_BT, 0)
 
 
 @dataclass
@@ -117,14 +129,14 @@ def alignment_tasks(prompts: Prompts, vocabulary: Vocabulary, sequences: Sequenc
     title = vocabulary.written(items.titles, length)
     category = vocabulary.written(items.categories, length)
     query_text = vocabulary.written(queries.texts, config.stages.query_words + 1)
-    smoothing = config.stages.smoothing
+    smoothing, thin = config.stages.smoothing, config.stages.word_dropout
     return [
-        PairTask("query>sid", prompts, "text", "sid", queries.word_QT[asked], queries.codes_QL[asked], smoothing),
+        PairTask("query>sid", prompts, "text", "sid", queries.word_QT[asked], queries.codes_QL[asked], smoothing, thin),
         PairTask("sid>query", prompts, "sid", "text", query_sid[asked], query_text[asked]),
-        PairTask("title>sid", prompts, "text", "sid", items.title_IT, items.codes_IL, smoothing),
+        PairTask("title>sid", prompts, "text", "sid", items.title_IT, items.codes_IL, smoothing, thin),
         PairTask("sid>title", prompts, "sid", "text", item_sid, title),
-        PairTask("query>category", prompts, "text", "text", queries.word_QT[query], category[item]),
-        PairTask("title>category", prompts, "text", "text", items.title_IT, category),
+        PairTask("query>category", prompts, "text", "text", queries.word_QT[query], category[item], 0.0, thin),
+        PairTask("title>category", prompts, "text", "text", items.title_IT, category, 0.0, thin),
         PairTask("sid>category", prompts, "sid", "text", item_sid, category),
     ]
 
@@ -136,10 +148,10 @@ def cooccurrence_tasks(prompts: Prompts, vocabulary: Vocabulary, sequences: Sequ
     item_sid, query_sid = vocabulary.code_tokens(items.codes_IL), vocabulary.code_tokens(queries.codes_QL)
     title = vocabulary.written(items.titles, config.stages.title_words + 1)
     query_text = vocabulary.written(queries.texts, config.stages.query_words + 1)
-    smoothing = config.stages.smoothing
+    smoothing, thin = config.stages.smoothing, config.stages.word_dropout
     return [
-        PairTask("query>title", prompts, "text", "text", queries.word_QT[query], title[item]),
-        PairTask("title>query", prompts, "text", "text", items.title_IT[item], query_text[query]),
+        PairTask("query>title", prompts, "text", "text", queries.word_QT[query], title[item], 0.0, thin),
+        PairTask("title>query", prompts, "text", "text", items.title_IT[item], query_text[query], 0.0, thin),
         PairTask("query-sid>sid", prompts, "sid", "sid", query_sid[query], items.codes_IL[item], smoothing),
         PairTask("sid>query-sid", prompts, "sid", "sid", item_sid[item], queries.codes_QL[query], smoothing),
     ]

@@ -85,7 +85,7 @@ def settings(**changes: Any) -> OneSearchConfig:
         "preference": {
             "contexts": 40, "beam": 8, "list_length": 8, "rejected": 3, "phase1_steps": 3, "phase2_steps": 3, "batch_size": 8,
         },
-        "beam": 16,
+        "beam": 40,
     }  # fmt: skip
     for name, value in changes.items():
         small[name] = {**small[name], **value} if isinstance(value, dict) else value
