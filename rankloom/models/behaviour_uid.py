@@ -38,7 +38,7 @@ def behaviour_codes(code_BML: NDArray[Any], real_BM: NDArray[np.bool_]) -> Codes
     mean = (recency_weights(real_BM)[:, :, None] * np.where(real_BM[:, :, None], code_BML, 0)).sum(1)
     # a mean of equal codes is that code: what rounding puts above it is cut off before the ceiling
     codes = np.ceil(mean - 1e-9).astype(np.int64)
-    return np.where(real_BM.any(1)[:, None], codes, -1)
+    return np.where(real_BM.any(1, keepdims=True), codes, -1)
 
 
 def centroid_codes(
@@ -47,7 +47,7 @@ def centroid_codes(
     """(B, L) codes of the weighted mean of reconstructed vectors, -1 without a history."""
     mean = (recency_weights(real_BM)[:, :, None] * np.where(real_BM[:, :, None], vector_BMA, 0)).sum(1)
     codes = encode(mean.astype(np.float32)).astype(np.int64)
-    return np.where(real_BM.any(1)[:, None], codes, -1)
+    return np.where(real_BM.any(1, keepdims=True), codes, -1)
 
 
 def hashed_codes(user_ids: Sequence[str], codebook_sizes: Sequence[int], *, salt: str = "") -> Codes:

@@ -200,6 +200,15 @@ class EncoderDecoder(nn.Module):
                 dim, n_soft=config.n_soft, n_heads=config.n_heads, n_behaviours=len(BEHAVIOURS), n_levels=len(centroids)
             )
 
+    @torch.no_grad()
+    def start_tokens(self, first: int, vector_ND: Tensor) -> None:
+        """Starts tokens `first`, `first + 1`, .. from given vectors of any scale; rows of zeros keep their random start."""
+        norm = vector_ND.norm(dim=1)
+        known = norm > 1e-6
+        scaled = vector_ND[known] / norm[known].mean()
+        place = torch.nonzero(known)[:, 0] + first
+        self.token.weight[place] = scaled.to(self.token.weight.dtype)
+
     # -- reading
 
     def embed(self, prompt: Prompt) -> tuple[Tensor, Tensor]:

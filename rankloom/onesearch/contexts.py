@@ -67,8 +67,8 @@ class Contexts:
         own = self.history_CH[:, max(0, width - window) :]
         if own.shape[1] < window:
             own = np.pad(own, ((0, 0), (window - own.shape[1], 0)), constant_values=-1)
-        empty = (self.history_CH < 0).all(1)
-        return np.where(empty[:, None], self.default_CW[:, -window:], own)
+        empty = (self.history_CH < 0).all(1, keepdims=True)
+        return np.where(empty, self.default_CW[:, -window:], own)
 
 
 def contexts_of(
@@ -146,7 +146,7 @@ class DefaultSequences:
 
     @property
     def window(self) -> int:
-        return self.item_QW.shape[1] - 1
+        return int(self.item_QW.shape[1]) - 1
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """For a safetensors file."""
@@ -177,7 +177,7 @@ class DefaultSequences:
         item, count = _without(item, count, target_E)
         first = queries.codes_QL[query_E, 0]
         instead, _ = _without(self.item_KW[first], self.count_KW[first], target_E)
-        item = np.where((item < 0).all(1)[:, None], instead, item)[:, : self.window]
+        item = np.where((item < 0).all(1, keepdims=True), instead, item)[:, : self.window]
         # oldest first: the most clicked stands where the latest item would
         return item[:, ::-1].astype(np.int32)
 

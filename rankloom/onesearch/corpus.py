@@ -154,7 +154,7 @@ def residual_centroids(tokenizer: Tokenizer) -> tuple[FloatArray, ...]:
             code="onesearch-quantizer",
         )
     out, before = [], np.zeros((1, 0), dtype=np.int32)
-    base = 0.0
+    base: FloatArray = np.zeros((1, 1), dtype=np.float32)
     for size in sizes[:N_RESIDUAL]:
         # centroids add up: what one more code changes is its centroid
         codes = np.concatenate([np.repeat(before, size, axis=0), np.arange(size, dtype=np.int32)[:, None]], axis=1)
@@ -162,6 +162,28 @@ def residual_centroids(tokenizer: Tokenizer) -> tuple[FloatArray, ...]:
         out.append(decoded - base)
         base, before = decoded[:1], np.concatenate([before, np.zeros((1, 1), np.int32)], axis=1)
     return tuple(out)
+
+
+def code_vectors(tokenizer: Tokenizer, n_levels: int) -> list[FloatArray]:
+    """Per level (K, A): what each code adds to the decoded vector, less the level's mean."""
+    sizes = tokenizer.quantizer.codebook_sizes
+    out = []
+    for level, size in enumerate(sizes[:n_levels]):
+        codes = np.zeros((size, len(sizes)), dtype=np.int32)
+        codes[:, level] = np.arange(size)
+        decoded = tokenizer.quantizer.decode(codes)
+        out.append(decoded - decoded.mean(0))
+    return out
+
+
+def main_directions(vectors: FloatArray, width: int) -> FloatArray:
+    """(A, width) the directions in which vectors differ most; columns of zeros where `width` exceeds A."""
+    _, _, rows = np.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
+    out = np.zeros((vectors.shape[1], width), dtype=np.float32)
+    kept = rows[:width].T
+    # a sign that does not depend on the linear algebra library
+    out[:, : kept.shape[1]] = kept * np.sign(kept[np.abs(kept).argmax(0), np.arange(kept.shape[1])])
+    return out
 
 
 def category_texts(items: pl.DataFrame) -> list[str]:

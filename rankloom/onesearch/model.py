@@ -11,7 +11,7 @@ Each step can be left out; `folder.py` saves and loads the whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from rankloom.onesearch.contexts import (
     numbered,
     training_contexts,
 )
-from rankloom.onesearch.corpus import Items, Queries, category_texts, used_levels
+from rankloom.onesearch.corpus import Items, Queries, category_texts, code_vectors, main_directions, used_levels
 from rankloom.onesearch.fitting import Record, fit
 from rankloom.onesearch.generating import Lists, generate
 from rankloom.onesearch.negatives import Feedback, Negatives
@@ -118,8 +118,10 @@ class OneSearch:
                 n_kinds=len(KINDS),
                 centroids=[torch.from_numpy(part) for part in own.centroids] if config.behaviour.long else None,
             )  # fmt: skip
+            if config.start == "vectors":
+                _start(network, vocabulary, tokenizer, own, encode)
         prompts = Prompts(vocabulary, own, Queries.of(queries, encode, vocabulary, config), config.behaviour)
-        trie = Trie.build(own.codes_IL, own.sizes, own.count_I)
+        trie = Trie.build(own.codes_IL, own.sizes, own.count_I.astype(np.float64))
         return cls(config, vocabulary, tokenizer, network.eval(), prompts, defaults, trie, encode)
 
     @property
@@ -167,7 +169,7 @@ class OneSearch:
         """S1, S2 and S3; what has no steps is left out."""
         stages = self.config.stages
         before: list[Task] = []
-        plan = [
+        plan: list[tuple[str, int, Callable[[], list[Task]]]] = [
             ("S1", stages.s1_steps, lambda: alignment_tasks(self.prompts, self.vocabulary, sequences, self.config)),
             ("S2", stages.s2_steps, lambda: cooccurrence_tasks(self.prompts, self.vocabulary, sequences, self.config)),
             ("S3", stages.s3_steps, lambda: self._personal(sequences)),
@@ -286,3 +288,15 @@ class OneSearch:
         found = self.generated(contexts, prompts, longest=max(longest, 2 * self.config.beam))
         best = self.selected(contexts, prompts, found) if self.config.select else found.item_BK
         return best[:, :longest]
+
+
+def _start(
+    network: EncoderDecoder, vocabulary: Vocabulary, tokenizer: Tokenizer, items: Items, encode: QueryEncoder
+) -> None:
+    """Words and codes start where the tokenizer has them, seen along the directions in which items differ most."""
+    directions = main_directions(items.vector_IA, network.config.d_model)
+    if vocabulary.words:
+        vectors, _ = encode(vocabulary.words)
+        network.start_tokens(vocabulary.word_start, torch.from_numpy(vectors @ directions))
+    for (first, _), own in zip(network.ranges, code_vectors(tokenizer, len(network.ranges)), strict=True):
+        network.start_tokens(first, torch.from_numpy(own @ directions))

@@ -90,12 +90,12 @@ class Prompts:
             halves = [hashed_codes(own.user_ids.tolist(), sizes, salt=salt) for salt in ("short", "long")]
             return np.stack(halves, axis=1)
         short = own.short(config.window).astype(np.int64)
-        empty = (own.history_CH < 0).all(1)
-        if (own.history_CH.shape[1]) >= short.shape[1]:
+        empty = (own.history_CH < 0).all(1, keepdims=True)
+        if own.history_CH.shape[1] >= short.shape[1]:
             filled = np.concatenate(
                 [np.full((len(own), own.history_CH.shape[1] - short.shape[1]), -1), short], axis=1
             )
-            long = np.where(empty[:, None], filled, own.history_CH)
+            long = np.where(empty, filled, own.history_CH)
         else:
             long = short
         return np.stack([self._uid(short), self._uid(long)], axis=1)

@@ -102,6 +102,8 @@ class OneSearchConfig(Section):
     stages: StageConfig = StageConfig()
     reward: RewardConfig = RewardConfig()
     preference: PreferenceConfig = PreferenceConfig()
+    start: Literal["vectors", "random"] = "vectors"
+    """Vectors of words and codes start from the tokenizer's, in place of the pre-trained language model of the paper."""
     opq: bool = True
     """The two OPQ codes are written too, or the residual codes alone."""
     select: bool = True

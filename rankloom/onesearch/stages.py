@@ -85,7 +85,7 @@ class PairTask:
 def _thinned(token_BT: Tokens, share: float) -> Tokens:
     """Texts without a random share of their words; who would lose all keeps all."""
     kept = torch.rand(token_BT.shape).numpy() >= share
-    kept |= ~(kept & (token_BT > 0)).any(1)[:, None]
+    kept |= ~(kept & (token_BT > 0)).any(1, keepdims=True)
     return np.where(kept, token_BT, 0)
 
 
