@@ -35,7 +35,7 @@ from rankloom.models.qformer import BEHAVIOURS, Attention, CentroidSums, QFormer
 PAD: Final = 0
 BOS: Final = 1
 EOS: Final = 2
-Output = Literal["vocabulary", "codebook"]
+Output = Literal["vocabulary", "codebook", "trie"]
 
 
 class EncoderDecoderConfig(Section):
@@ -52,7 +52,8 @@ class EncoderDecoderConfig(Section):
     long_scale: Scale = "sqrt"
     """What a per-level sum over n items is divided by; the paper's is `sum`."""
     output: Output = "vocabulary"
-    """What a code's probability is normalised over in training: every token (the paper) or the codes of its level."""
+    """What a code's probability is normalised over: every token (the paper), the codes of its level, or, where an item is
+    foretold, those that the trie allows (onesearch/scoring.py; its caller's affair)."""
     max_target: int = Field(default=16, ge=2)
     max_places: int = Field(default=64, ge=1)
     """Places of one part of a prompt, at most."""

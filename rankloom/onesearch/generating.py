@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ def generate(
     longest: int,
     masked: bool = True,
     block: int = 32,
+    normalise: Literal["codebook", "trie"] = "codebook",
 ) -> Lists:
     """Constrained lists of every context.
 
@@ -59,7 +61,7 @@ def generate(
             own = contexts.take(part)
             excluded = [torch.from_numpy(np.unique(row[row >= 0])) for row in own.history_CH] if masked else None
             masks = index.requests([None] * len(own), excluded)
-            found = beam_search(model, model.encode(prompt_of(own)), trie, beam=beam, masks=masks)
+            found = beam_search(model, model.encode(prompt_of(own)), trie, beam=beam, masks=masks, normalise=normalise)
             item[part], score[part] = _items_of(trie, found.leaf_BW, found.log_prob_BW, own, longest, masked=masked)
     return Lists(item, score)
 

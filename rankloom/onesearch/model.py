@@ -44,6 +44,7 @@ from rankloom.onesearch.stages import PersonalTask, Task, alignment_tasks, coocc
 from rankloom.onesearch.vocabulary import Vocabulary
 from rankloom.semantic.tokenizer import Tokenizer
 from rankloom.semantic.trie import Trie
+from rankloom.training.objectives import TrieSoftmax
 
 
 @dataclass
@@ -182,7 +183,14 @@ class OneSearch:
             before += tasks
 
     def _personal(self, sequences: Sequences) -> list[Task]:
-        return [PersonalTask(self.prompts, self.training_contexts(sequences), self.config.stages.smoothing)]
+        # what nobody took in training is no wrong answer
+        softmax = self._softmax(torch.from_numpy(np.flatnonzero(self.items.count_I)))
+        return [PersonalTask(self.prompts, self.training_contexts(sequences), self.config.stages.smoothing, softmax)]
+
+    def _softmax(self, rows: torch.Tensor | None = None) -> TrieSoftmax | None:
+        if self.config.network.output != "trie":
+            return None
+        return TrieSoftmax(torch.from_numpy(self.items.codes_IL), self.items.sizes, rows=rows)
 
     def _fit(self, name: str, tasks: list[Task], before: list[Task], n_steps: int, number: int, *, quiet: bool) -> Record:
         stages = self.config.stages
@@ -237,7 +245,7 @@ class OneSearch:
         rewarder = self._rewarder()
         contexts, feedback = self._feedback(sequences)
         negatives = Negatives(sequences, self.items, self.config.behaviour)
-        reference = frozen(self.network)
+        reference, softmax = frozen(self.network), self._softmax()
         rng = np.random.default_rng([self.config.seed, 5])
         if own.phase1_steps and own.contexts:
             chosen = np.sort(rng.permutation(len(contexts))[: own.contexts])
@@ -247,13 +255,13 @@ class OneSearch:
             pairs, self.shares = generated_pairs(lists.item_BK, reward, known, negatives, own.rejected)
             self.records["phase 1"] = train_preferences(
                 self.network, reference, some, self.prompts, pairs, own, own.phase1_steps, seed=self.config.seed,
-                label="PARS phase 1", quiet=quiet,
+                label="PARS phase 1", softmax=softmax, quiet=quiet,
             )  # fmt: skip
         if own.phase2_steps:
             pairs = feedback_pairs(feedback, negatives, own.rejected, rng)
             self.records["phase 2"] = train_preferences(
                 self.network, reference, contexts, self.prompts, pairs, own, own.phase2_steps, seed=self.config.seed + 1,
-                label="PARS phase 2", quiet=quiet,
+                label="PARS phase 2", softmax=softmax, quiet=quiet,
             )  # fmt: skip
 
     def _rewarder(self) -> RewardModel:
@@ -272,7 +280,8 @@ class OneSearch:
             return prompts.personal(own)
 
         return generate(
-            self.network, prompt_of, contexts, self.trie, beam=beam or self.config.beam, longest=longest, block=block
+            self.network, prompt_of, contexts, self.trie, beam=beam or self.config.beam, longest=longest, block=block,
+            normalise="trie" if self.config.network.output == "trie" else "codebook",
         )
 
     def selected(self, contexts: Contexts, prompts: Prompts, lists: Lists) -> NDArray[np.int32]:

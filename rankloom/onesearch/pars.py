@@ -31,7 +31,9 @@ from rankloom.onesearch.corpus import Integers
 from rankloom.onesearch.fitting import Record, fit
 from rankloom.onesearch.negatives import Feedback, Negatives
 from rankloom.onesearch.prompts import Prompts
+from rankloom.onesearch.scoring import item_log_probs
 from rankloom.onesearch.settings import PreferenceConfig
+from rankloom.training.objectives import TrieSoftmax
 from rankloom.training.preference import Preferences, preference_loss
 
 
@@ -139,9 +141,13 @@ def feedback_pairs(feedback: Feedback, negatives: Negatives, n_rejected: int, rn
 
 def train_preferences(
     network: EncoderDecoder, reference: EncoderDecoder, contexts: Contexts, prompts: Prompts, pairs: Pairs,
-    config: PreferenceConfig, n_steps: int, *, seed: int, label: str, quiet: bool = True,
+    config: PreferenceConfig, n_steps: int, *, seed: int, label: str, softmax: TrieSoftmax | None = None, quiet: bool = True,
 ) -> Record:  # fmt: skip
-    """One phase: list-wise training of `network` against a `reference` that stays as it is."""
+    """One phase: list-wise training of `network` against a `reference` that stays as it is.
+
+    Args:
+        softmax: over the trie of the whole catalogue, where items' probabilities are normalised over it.
+    """
     if not len(pairs) or not n_steps:
         return Record()
     rng = np.random.default_rng([seed, 11])
@@ -152,7 +158,7 @@ def train_preferences(
             if len(left) < size:
                 left = np.concatenate([left, rng.permutation(len(pairs))])
             chosen, left = left[:size], left[size:]
-            yield label, partial(_loss, network, reference, contexts, prompts, pairs, config, chosen)
+            yield label, partial(_loss, network, reference, contexts, prompts, pairs, config, chosen, softmax)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 3)
@@ -168,16 +174,17 @@ def frozen(network: EncoderDecoder) -> EncoderDecoder:
 
 
 def preferences(
-    network: EncoderDecoder, reference: EncoderDecoder, contexts: Contexts, prompts: Prompts, pairs: Pairs, chosen: Integers
-) -> Preferences:
+    network: EncoderDecoder, reference: EncoderDecoder, contexts: Contexts, prompts: Prompts, pairs: Pairs, chosen: Integers,
+    softmax: TrieSoftmax | None = None,
+) -> Preferences:  # fmt: skip
     """Log-probabilities and rewards of some of the pairs."""
     own = contexts.take(pairs.context_C[chosen])
     prompt = prompts.personal(own)
     item = np.concatenate([pairs.win_C[chosen, None], pairs.lose_CN[chosen]], axis=1)
-    code = torch.from_numpy(prompts.items.codes_IL[np.maximum(item, 0)])
-    log_prob = network.log_probs(network.encode(prompt), code)
+    item_BT, code_IL = torch.from_numpy(np.maximum(item, 0)), torch.from_numpy(prompts.items.codes_IL)
+    log_prob = item_log_probs(network, network.encode(prompt), item_BT, code_IL, softmax)
     with torch.no_grad():
-        given = reference.log_probs(reference.encode(prompt), code)
+        given = item_log_probs(reference, reference.encode(prompt), item_BT, code_IL, softmax)
     return Preferences(
         win_B=log_prob[:, 0], lose_BN=log_prob[:, 1:], win_ref_B=given[:, 0], lose_ref_BN=given[:, 1:],
         reward_win_B=torch.from_numpy(pairs.reward_win_C[chosen]).float(),
@@ -188,6 +195,6 @@ def preferences(
 
 def _loss(
     network: EncoderDecoder, reference: EncoderDecoder, contexts: Contexts, prompts: Prompts, pairs: Pairs,
-    config: PreferenceConfig, chosen: Integers,
+    config: PreferenceConfig, chosen: Integers, softmax: TrieSoftmax | None,
 ) -> torch.Tensor:  # fmt: skip
-    return preference_loss(config.loss, preferences(network, reference, contexts, prompts, pairs, chosen))
+    return preference_loss(config.loss, preferences(network, reference, contexts, prompts, pairs, chosen, softmax))

@@ -27,8 +27,10 @@ from rankloom.models.encoder_decoder import EncoderDecoder
 from rankloom.onesearch.contexts import Contexts
 from rankloom.onesearch.corpus import Integers
 from rankloom.onesearch.prompts import Prompts
+from rankloom.onesearch.scoring import item_log_probs
 from rankloom.onesearch.settings import OneSearchConfig
 from rankloom.onesearch.vocabulary import Tokens, Vocabulary
+from rankloom.training.objectives import TrieSoftmax
 
 
 class Task(Protocol):
@@ -91,11 +93,16 @@ def _thinned(token_BT: Tokens, share: float) -> Tokens:
 
 @dataclass
 class PersonalTask:
-    """Contexts and what was taken."""
+    """Contexts and what was taken.
+
+    Attributes:
+        softmax: over the trie of what was taken in training; None for `output` of another kind.
+    """
 
     prompts: Prompts
     contexts: Contexts
     smoothing: float = 0.0
+    softmax: TrieSoftmax | None = None
     name: str = "personal"
 
     def __post_init__(self) -> None:
@@ -108,8 +115,11 @@ class PersonalTask:
     def loss(self, model: EncoderDecoder, chosen: Integers) -> Tensor:
         own = self.contexts.take(chosen)
         memory = model.encode(self.prompts.personal(own, None if self.uid is None else self.uid[chosen]))
-        code = torch.from_numpy(self.prompts.items.codes_IL[own.target_C])
-        return model.code_loss(memory, code, smoothing=self.smoothing)
+        codes, target = self.prompts.items.codes_IL, own.target_C
+        if self.softmax is not None:
+            item_B1 = torch.from_numpy(target[:, None])
+            return -item_log_probs(model, memory, item_B1, torch.from_numpy(codes), self.softmax).mean() / codes.shape[1]
+        return model.code_loss(memory, torch.from_numpy(codes[target]), smoothing=self.smoothing)
 
 
 def searched_pairs(sequences: Sequences) -> tuple[Integers, Integers]:

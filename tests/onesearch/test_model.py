@@ -17,6 +17,7 @@ from rankloom.onesearch.contexts import Contexts
 from rankloom.onesearch.generating import generate_freely
 from rankloom.onesearch.model import OneSearch
 from rankloom.onesearch.prompts import Prompts
+from rankloom.onesearch.scoring import item_log_probs
 from tests.onesearch.small import built, catalogue, log
 
 
@@ -149,7 +150,8 @@ def test_a_damaged_folder_is_named(trained: OneSearch, tmp_path: Path) -> None:
         {"behaviour": {"uid": "hashed"}}, {"behaviour": {"uid": "centroid"}}, {"behaviour": {"uid": "none"}},
         {"behaviour": {"short": False}}, {"behaviour": {"long": False}}, {"behaviour": {"sliding_window": False}},
         {"behaviour": {"default_sequence": False}}, {"behaviour": {"layout": "tokens"}}, {"opq": False},
-        {"stages": {"s1_steps": 0}}, {"stages": {"s2_steps": 0, "replay": 0.5}}, {"network": {"output": "codebook"}},
+        {"stages": {"s1_steps": 0}}, {"stages": {"s2_steps": 0, "replay": 0.5}}, {"network": {"output": "codebook"}}, {"network": {"output": "trie"}}, {"start": "random"},
+        {"stages": {"item_text": "title"}},
         {"network": {"long_scale": "sum"}}, {"select": False},
     ],
     ids=str,
@@ -171,3 +173,17 @@ def test_what_needs_a_reward_model_says_so() -> None:
         own.lists(contexts, prompts, longest=5)
     with pytest.raises(RankloomError, match="no reward model"):
         own.fit_preference(log())
+
+
+def test_over_the_trie_the_catalogue_is_a_distribution() -> None:
+    own = built(network={"output": "trie"})
+    contexts, prompts = asked(own, 3)
+    softmax, item = own._softmax(), torch.arange(64).expand(3, 64)
+    with torch.inference_mode():
+        memory = own.network.encode(prompts.personal(contexts))
+        log_prob = item_log_probs(own.network, memory, item, torch.from_numpy(own.items.codes_IL), softmax)
+    distinct = np.unique(own.items.codes_IL, axis=0, return_index=True)[1]
+    assert log_prob[:, distinct].exp().sum(1).tolist() == pytest.approx([1.0] * 3, abs=1e-5)
+    found = own.generated(contexts, prompts, longest=5, beam=100)
+    for case, items in enumerate(found.item_BK):
+        assert found.score_BK[case] == pytest.approx(log_prob[case, items.astype(np.int64)].numpy(), abs=1e-4)
