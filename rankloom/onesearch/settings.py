@@ -41,16 +41,16 @@ class BehaviourConfig(Section):
 class StageConfig(Section):
     """Supervised training; a stage of 0 steps is left out."""
 
-    s1_steps: int = Field(default=400, ge=0)
+    s1_steps: int = Field(default=300, ge=0)
     s2_steps: int = Field(default=200, ge=0)
-    s3_steps: int = Field(default=600, ge=0)
-    batch_size: int = Field(default=256, ge=2)
-    learning_rate: float = Field(default=2e-3, gt=0)
+    s3_steps: int = Field(default=1000, ge=0)
+    batch_size: int = Field(default=128, ge=2)
+    learning_rate: float = Field(default=4e-3, gt=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of a stage's steps in which the rate rises; it then falls along a cosine."""
     weight_decay: float = Field(default=0.05, ge=0)
     smoothing: float = Field(default=0.0, ge=0, lt=1)
-    replay: float = Field(default=0.3, ge=0, lt=1)
+    replay: float = Field(default=0.15, ge=0, lt=1)
     """Share of the later stages' steps that repeat tasks of the earlier ones; the paper's is 0."""
     item_text: Literal["title", "all"] = "all"
     """What S1 and S2 read of an item: the title (the paper), or brand and category path beside it."""

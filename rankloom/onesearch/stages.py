@@ -118,7 +118,8 @@ class PersonalTask:
         codes, target = self.prompts.items.codes_IL, own.target_C
         if self.softmax is not None:
             item_B1 = torch.from_numpy(target[:, None])
-            return -item_log_probs(model, memory, item_B1, torch.from_numpy(codes), self.softmax).mean() / codes.shape[1]
+            log_prob = item_log_probs(model, memory, item_B1, torch.from_numpy(codes), self.softmax)
+            return -log_prob.mean() / len(self.prompts.items.sizes)
         return model.code_loss(memory, torch.from_numpy(codes[target]), smoothing=self.smoothing)
 
 
