@@ -32,6 +32,14 @@ def test_derived_variants_are_read_from_the_weights_of_full() -> None:
     assert ablation._readings("full", every) == [("full", "selected"), ("no selection", "generator")]
     assert ablation._readings("sft", every) == [("no adaptive reward", "selected"), ("generator alone", "generator")]
     assert ablation._weights(["generator alone"]) == ["sft"]
+    assert ablation._readings("no s2", every) == [("no s2", "selected"), ("no s2, generator", "generator")]
+
+
+def test_parts_of_the_generator_are_judged_in_its_order() -> None:
+    judged = {name: ablation._judged(name) for name in ablation.ABLATIONS}
+    assert judged["no s2"] == ("no selection", "no s2, generator")
+    assert judged["no adaptive reward"] == ("no selection", "generator alone")
+    assert judged["no selection"] == ("full", "no selection")
 
 
 def test_settings_of_the_command_line_are_typed_and_win() -> None:
@@ -46,9 +54,11 @@ def test_five_signs_are_asked_for(n_worse: int, ok: bool) -> None:
     def cell(place: int) -> dict[str, Any]:
         return {"rank": [place] * 4, "user": [0, 1, 2, 3], "count": [9] * 4, "seed": 0}
 
-    found = {("category", "full"): [cell(5)]}
-    for number, name in enumerate(ablation.ABLATIONS):
-        found["category", name] = [cell(20 if number < n_worse else 0)]
+    found = {("category", "full"): [cell(0)], ("category", "no selection"): [cell(5)]}
+    others = [worse for better, worse in map(ablation._judged, ablation.ABLATIONS) if better == "no selection"]
+    for number, name in enumerate(others):
+        # selection itself is one of the six
+        found["category", name] = [cell(9 if number < n_worse - 1 else 1)]
     found["category", "bm25 (default)"] = [cell(99)]
     checks: list[tuple[str, Any, bool]] = []
 
@@ -58,6 +68,7 @@ def test_five_signs_are_asked_for(n_worse: int, ok: bool) -> None:
 
     ablation._checks(Bench(), "set", "category", found)
     assert checks[-1][1:] == (n_worse, ok)
+    assert "mrr@10" in checks[-1][0]
     assert checks[0] == ("set, category queries: full over bm25 (default), hr@10, paired", "+1.0000 (+1.0000 .. +1.0000)", True)
 
 
