@@ -65,7 +65,7 @@ class RewardConfig(Section):
     """The reward model (section on PARS)."""
 
     towers: TowerConfig = TowerConfig()
-    steps: int = Field(default=500, ge=0)
+    steps: int = Field(default=600, ge=0)
     batch_size: int = Field(default=128, ge=2)
     learning_rate: float = Field(default=3e-3, gt=0)
     n_shown: int = Field(default=4, ge=0)
