@@ -132,7 +132,7 @@ def test_no_file_of_the_package_unpickles_or_evaluates() -> None:
     assert not found
 
 
-LAYERS = ["data", "semantic", "models", "training", "decoding", "simulation", "evaluation", "serving"]
+LAYERS = ["data", "semantic", "models", "training", "decoding", "onesearch", "simulation", "evaluation", "serving"]
 
 
 def test_imports_never_point_against_the_layers() -> None:

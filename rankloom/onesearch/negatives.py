@@ -1,0 +1,160 @@
+"""What a person did not take: items shown and passed over, items of the same category, any others; and counts of pairs.
+
+Shapes: C contexts, N drawn items (-1 where there is none), I items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankloom.data.schema import KIND_CODE
+from rankloom.data.sequences import TRAIN, Sequences
+from rankloom.onesearch.corpus import Integers, Items
+from rankloom.onesearch.settings import BehaviourConfig
+from rankloom.training.feedback import calibrated, levels
+
+
+@dataclass(frozen=True)
+class PairCounts:
+    """Exposures, clicks and orders of (query, item) pairs in the training period; whatever is taken was also shown.
+
+    Attributes:
+        key_P: ascending query * n_items + item.
+        count_P3: shown, clicked, ordered.
+    """
+
+    n_items: int
+    key_P: Integers
+    count_P3: Integers
+
+    @classmethod
+    def of(cls, sequences: Sequences, config: BehaviourConfig) -> PairCounts:
+        rows = np.flatnonzero((sequences.stage == TRAIN) & (sequences.query >= 0))
+        key = sequences.query[rows].astype(np.int64) * sequences.n_items + sequences.item[rows]
+        ordered = np.isin(sequences.kind[rows], [KIND_CODE[kind] for kind in config.orders])
+        taken = sequences.target[rows]
+        distinct, place = np.unique(key, return_inverse=True)
+        counts = [np.bincount(place, weights=own, minlength=len(distinct)) for own in (np.ones(len(rows)), taken, taken & ordered)]
+        return cls(sequences.n_items, distinct, np.stack(counts, axis=1).astype(np.int64))
+
+    def at(self, query: NDArray[Any], item: NDArray[Any]) -> Integers:
+        """(.., 3) counts of pairs, 0 for those that never met."""
+        key = query.astype(np.int64) * self.n_items + item
+        if not len(self.key_P):
+            return np.zeros((*key.shape, 3), dtype=np.int64)
+        place = np.minimum(np.searchsorted(self.key_P, key), len(self.key_P) - 1)
+        found = self.key_P[place] == key
+        return np.where(found[..., None], self.count_P3[place], 0)
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What is known of each training context: C contexts in the order of the rows of their takes.
+
+    Attributes:
+        row_C, user_C, query_C, target_C: of the log.
+        ordered_C: whether the take was an order.
+        from_feed_C: the take came later, from the feed (level 2).
+    """
+
+    row_C: Integers
+    user_C: Integers
+    query_C: Integers
+    target_C: Integers
+    ordered_C: NDArray[np.bool_]
+    from_feed_C: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, sequences: Sequences, config: BehaviourConfig) -> Feedback:
+        """One a TRAIN take that a search led to."""
+        rows = np.flatnonzero((sequences.stage == TRAIN) & sequences.target & (sequences.query >= 0))
+        ordered = np.isin(sequences.kind[rows], [KIND_CODE[kind] for kind in config.orders])
+        return cls(
+            rows, sequences.user[rows].astype(np.int64), sequences.query[rows].astype(np.int64),
+            sequences.item[rows].astype(np.int64), ordered, np.zeros(len(rows), dtype=np.bool_),
+        )  # fmt: skip
+
+    def take(self, chosen: NDArray[Any]) -> Feedback:
+        """Those of an index array."""
+        return Feedback(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+
+    def with_more(self, more: Feedback) -> Feedback:
+        """These and then others."""
+        names = self.__dataclass_fields__
+        return Feedback(*(np.concatenate([getattr(self, name), getattr(more, name)]) for name in names))
+
+
+class Negatives:
+    """Draws of what was not taken.
+
+    Args:
+        items: whose categories count.
+    """
+
+    def __init__(self, sequences: Sequences, items: Items, config: BehaviourConfig) -> None:
+        self.items = items
+        self.counts = PairCounts.of(sequences, config)
+        self.order_I = np.argsort(items.category_I, kind="stable")
+        self.begin = np.searchsorted(items.category_I[self.order_I], np.arange(int(items.category_I.max(initial=0)) + 2))
+        # what was shown to whom under which query and not taken
+        rows = np.flatnonzero(
+            (sequences.stage == TRAIN) & ~sequences.target & (sequences.query >= 0)
+            & (sequences.kind == KIND_CODE["impression"])
+        )  # fmt: skip
+        self.n_queries = max(1, len(sequences.queries))
+        key = sequences.user[rows].astype(np.int64) * self.n_queries + sequences.query[rows]
+        order = np.argsort(key, kind="stable")
+        self.shown_key, self.shown_item = key[order], sequences.item[rows][order].astype(np.int64)
+
+    def shown(self, feedback: Feedback, n: int, rng: np.random.Generator) -> Integers:
+        """(C, n) items shown to the person under the query and not taken, drawn with replacement."""
+        key = feedback.user_C * self.n_queries + feedback.query_C
+        low, high = (np.searchsorted(self.shown_key, key, side=side) for side in ("left", "right"))
+        drawn = self._within(low, high, n, rng)
+        item = np.where(drawn >= 0, self.shown_item[drawn], -1) if len(self.shown_item) else drawn
+        return np.where(item == feedback.target_C[:, None], -1, item)
+
+    def same_category(self, target_C: Integers, n: int, rng: np.random.Generator) -> Integers:
+        """(C, n) other items of the targets' categories, drawn with replacement."""
+        category = self.items.category_I[target_C]
+        drawn = self._within(self.begin[category], self.begin[category + 1], n, rng)
+        item = np.where(drawn >= 0, self.order_I[drawn], -1)
+        return np.where(item == target_C[:, None], -1, item)
+
+    def others(self, target_C: Integers, n: int, rng: np.random.Generator) -> Integers:
+        """(C, n) any other items."""
+        item = rng.integers(len(self.items), size=(len(target_C), n))
+        return np.where(item == target_C[:, None], -1, item)
+
+    @staticmethod
+    def _within(low: Integers, high: Integers, n: int, rng: np.random.Generator) -> Integers:
+        size = high - low
+        drawn = low[:, None] + (rng.random((len(low), n)) * size[:, None]).astype(np.int64)
+        return np.where(size[:, None] > 0, drawn, -1)
+
+    def rewards(self, feedback: Feedback, item_CN: NDArray[Any]) -> NDArray[np.float64]:
+        """(C, N) calibrated r(q, i) of items for contexts (training/feedback.py); 0 for padding."""
+        taken = item_CN == feedback.target_C[:, None]
+        ordered = taken & feedback.ordered_C[:, None]
+        count = self.counts.at(np.broadcast_to(feedback.query_C[:, None], item_CN.shape), item_CN)
+        level = levels(
+            ordered_in_search=ordered & ~feedback.from_feed_C[:, None],
+            ordered_in_feed=ordered & feedback.from_feed_C[:, None],
+            clicked=taken,
+            shown=self._was_shown(feedback, item_CN),
+            same_category=self.items.category_I[item_CN] == self.items.category_I[feedback.target_C][:, None],
+        )
+        return np.where(item_CN >= 0, calibrated(level, count[..., 0], count[..., 1], count[..., 2]), 0.0)
+
+    def _was_shown(self, feedback: Feedback, item_CN: NDArray[Any]) -> NDArray[np.bool_]:
+        if not len(self.shown_key):
+            return np.zeros(item_CN.shape, dtype=np.bool_)
+        n = len(self.items)
+        pairs = np.unique(self.shown_key * n + self.shown_item)
+        asked = (feedback.user_C * self.n_queries + feedback.query_C)[:, None] * n + item_CN
+        place = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
+        return np.asarray(pairs[place] == asked)

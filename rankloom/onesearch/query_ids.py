@@ -1,0 +1,31 @@
+"""Semantic IDs of queries: the seam between this package and whatever encodes queries.
+
+KHQE encodes queries and items with one encoder and one set of codebooks. Here a query's text goes through the item
+encoder, its alignment and its quantiser as if it were an item's. An encoder that was trained on queries too takes this
+function's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rankloom.semantic.quantizers.base import CodeArray, FloatArray
+from rankloom.semantic.tokenizer import Tokenizer
+
+QueryEncoder = Callable[[Sequence[str]], tuple[FloatArray, CodeArray]]
+"""Texts to (N, A) vectors in the space that was quantised, and (N, L) codes."""
+
+
+def item_encoder(tokenizer: Tokenizer) -> QueryEncoder:
+    """Queries through the encoder of items."""
+
+    def encode(texts: Sequence[str]) -> tuple[FloatArray, CodeArray]:
+        width, levels = tokenizer.aligned.shape[1], tokenizer.semantic_ids.n_levels
+        if not texts:
+            return np.zeros((0, width), np.float32), np.zeros((0, levels), np.int32)
+        vectors = tokenizer.query_vectors(list(texts), "aligned")
+        return vectors, tokenizer.quantizer.encode(vectors)
+
+    return encode
