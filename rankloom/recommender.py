@@ -688,7 +688,9 @@ class Rankloom:
             size_I2=item_sizes(self.items),
         )
         if self.query_memory is not None:
-            self.query_memory.follow(searched_texts(self.items), self._alive, ids.prior, witness_groups(self.items))
+            self.query_memory = self.query_memory.following(
+                searched_texts(self.items), self._alive, ids.prior, witness_groups(self.items)
+            )
         self._item_ids: list[str] = self.items["item_id"].to_list()
         self._titles: list[str] = self.items["title"].to_list()
         self._row_of = {item: row for row, item in enumerate(self._item_ids)}

@@ -18,6 +18,7 @@ Shapes: I catalogue rows, V words, E entries, B requests, N named (request, item
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def searched_texts(items: pl.DataFrame) -> list[str]:
 
 
 class QueryMemory:
-    """See the module's docstring. `fit` it, then `follow` the live catalogue.
+    """See the module's docstring. `fit` it; `following` gives the one of a live catalogue.
 
     Args:
         vocabulary: distinct words.
@@ -97,7 +98,7 @@ class QueryMemory:
         self._text, self._asked, self._texts = text_IV, asked_IV, list(texts)
         self._spelling: Spelling | None = None
         n = len(self._texts)
-        self.follow(self._texts, np.ones(n, dtype=np.bool_), np.zeros(n, np.float32), np.full(n, -1, dtype=np.int64))
+        self._follow(self._texts, np.ones(n, dtype=np.bool_), np.zeros(n, np.float32), np.full(n, -1, dtype=np.int64))
 
     @classmethod
     def fit(cls, texts: Sequence[str], takes: Iterable[tuple[int, str]]) -> QueryMemory:
@@ -117,20 +118,29 @@ class QueryMemory:
 
     # -- the catalogue ---------------------------------------------------------------------------------------------
 
-    def follow(
+    def following(
         self,
         texts: Sequence[str],
         alive_I: NDArray[np.bool_],
         count_I: NDArray[np.floating[Any]],
         group_I: NDArray[np.int64],
-    ) -> None:
-        """The index of these texts: new and changed ones are read, the others kept.
+    ) -> QueryMemory:
+        """The memory of these texts: new and changed ones are read, the others kept. This one stays as it is: a server answers from it
+        until the new catalogue is whole.
 
         Args:
             alive_I: rows that may be found.
             count_I: how often each was taken in training.
             group_I: whose words bear out an item's own (semantic/stuffing.py), -1 for nobody's.
         """
+        other = copy.copy(self)
+        other.vocabulary = dict(self.vocabulary)
+        other._follow(texts, alive_I, count_I, group_I)
+        return other
+
+    def _follow(
+        self, texts: Sequence[str], alive_I: NDArray[np.bool_], count_I: NDArray[np.floating[Any]], group_I: NDArray[np.int64]
+    ) -> None:
         known = len(self._texts)
         changed = [row for row, text in enumerate(texts) if row >= known or text != self._texts[row]]
         if changed:

@@ -99,7 +99,7 @@ def test_chinese_is_found_inside_longer_words() -> None:
 def test_amounts_follow_words_takes_and_history() -> None:
     own = memory()
     counts = np.asarray([0, 9, 0, 0, 0, 0], dtype=np.float32)
-    own.follow(TEXTS, np.ones(6, dtype=np.bool_), counts, NOBODY)
+    own = own.following(TEXTS, np.ones(6, dtype=np.bool_), counts, NOBODY)
     history = (torch.tensor([1, 1]), torch.tensor([0, 0]), torch.tensor([0.1, 0.2]))
     request, row, amount = own.recall([own.match("cotton shirt"), own.match("cotton shirt")], history)
     assert request.tolist() == [0, 0, 1, 1]
@@ -127,9 +127,9 @@ def test_the_live_catalogue_equals_a_fresh_index() -> None:
     texts = ["red cotton hat", *TEXTS[1:], "yellow silk scarf", "blue scarf"]
     alive = np.ones(8, dtype=np.bool_)
     alive[2] = False
-    own.follow(texts, alive, np.arange(8, dtype=np.float32), np.full(8, -1))
+    own = own.following(texts, alive, np.arange(8, dtype=np.float32), np.full(8, -1))
     fresh = QueryMemory.fit(texts, takes)
-    fresh.follow(texts, alive, np.arange(8, dtype=np.float32), np.full(8, -1))
+    fresh = fresh.following(texts, alive, np.arange(8, dtype=np.float32), np.full(8, -1))
     for query in ("hat", "shirt", "silk", "scarf", "hoodie", "gown", "blue scarf", "cotton"):
         one, two = own.match(query), fresh.match(query)
         assert one.row.tolist() == two.row.tolist()

@@ -25,7 +25,7 @@ def found(memory: QueryMemory, query: str) -> list[int]:
 def followed(last: str) -> QueryMemory:
     texts, group = catalogue(last)
     own = QueryMemory.fit(texts, [])
-    own.follow(texts, np.ones(len(texts), dtype=np.bool_), np.zeros(len(texts), np.float32), group)
+    own = own.following(texts, np.ones(len(texts), dtype=np.bool_), np.zeros(len(texts), np.float32), group)
     return own
 
 
@@ -47,7 +47,7 @@ def test_rare_words_and_items_without_a_witness_are_believed() -> None:
     texts, group = catalogue("iron pan " + " ".join(POPULAR))
     group[80] = -1
     own = QueryMemory.fit(texts, [])
-    own.follow(texts, np.ones(len(texts), dtype=np.bool_), np.zeros(len(texts), np.float32), group)
+    own = own.following(texts, np.ones(len(texts), dtype=np.bool_), np.zeros(len(texts), np.float32), group)
     assert 80 in found(own, "toy")
 
 

@@ -243,6 +243,27 @@ def test_live_items_survive_restarts_and_new_models(client: TestClient, root: Pa
         check(again)
 
 
+def test_an_old_snapshot_searches_as_before_a_change(model: Rankloom) -> None:
+    """What a search reads of the catalogue's words is a snapshot's own, spelling included."""
+    old = Snapshot(model)
+    assert model.query_memory is not None
+    words = [title.split()[0] for title in old.titles[:6]]
+    asked = [Request(None, k=10, query=word, surface="search", seen="allow") for word in words]
+
+    def answers() -> list[list[tuple[str, float]]]:
+        model.query_memory._kept.clear()  # type: ignore[union-attr]
+        return [[(item.item_id, item.score) for item in own.items] for own in old.answer(asked)]
+
+    before = answers()
+    ids = [found[0] for own in before for found in own[:3]]
+    put = {item: {"item": {"item_id": item, "title": "zyzzyva wombat"}, "removed": False} for item in dict.fromkeys(ids)}
+    new = old.with_changes([Document(name, value, number) for number, (name, value) in enumerate(put.items(), 1)])
+    assert answers() == before
+    found = new.answer([Request(None, k=5, query="zyzzyva", surface="search", seen="allow")])[0].items
+    assert {item.title for item in found} == {"zyzzyva wombat"}
+    assert model.query_memory.match("zyzzyva").row.tolist() == []
+
+
 def test_a_change_makes_a_snapshot_and_leaves_the_old_one(model: Rankloom) -> None:
     old = Snapshot(model)
     before = [i.item_id for i in old.answer([Request(k=20)])[0].items]
