@@ -109,7 +109,7 @@ class Tokenizer:
                 material, asked = gather(
                     items, item_texts(items), sequences, config, content_ID=content,
                     embed=lambda texts: _embed_queries(embedder, keywords, content.shape[1], texts),
-                    item_pairs=lambda: _pairs(sequences, config), shown=shown,
+                    item_pairs=lambda: behaviour_pairs(sequences, config), shown=shown,
                 )  # fmt: skip
                 align_both(aligner, content, asked, material, config, quiet=quiet)
                 aligned = aligner.transform(content)
@@ -117,7 +117,7 @@ class Tokenizer:
                 asked = aligner.transform(asked[np.linalg.norm(asked, axis=1) > 0])
                 report = {"n": len(material.queries), "pairs": material.counts(), "least_cosine": material.least}
             else:
-                aligned = aligner.fit(content, _pairs(sequences, config), quiet=quiet)
+                aligned = aligner.fit(content, behaviour_pairs(sequences, config), quiet=quiet)
         quantizer = make_quantizer(config.quantizer, items.height)
         both = np.concatenate([aligned, asked]) if report is not None and config.khqe.codebook == "both" else aligned
         codes = quantizer.fit(both, np.random.default_rng(config.seed), quiet=quiet)[: items.height]
@@ -379,7 +379,7 @@ def _beside(content: FloatArray, own: FloatArray | None) -> FloatArray:
     return both
 
 
-def _pairs(sequences: Sequences, config: Config) -> Pairs:
+def behaviour_pairs(sequences: Sequences, config: Config) -> Pairs:
     asked = config.alignment.pairs
     swing = swing_pairs(sequences, seed=config.seed) if {"swing", "target"} & set(asked) else None
     parts = []
