@@ -170,6 +170,8 @@ class KhqeConfig(Section):
     """Items nearest to a query, with which the relevance loss confronts it."""
     hard_queries: int = Field(default=4096, ge=1)
     """Queries that it draws, at most."""
+    read_queries: bool = True
+    """Hashed text is fitted on queries beside the items' text, so that a word that only people type has a vector."""
     codebook: Literal["both", "items"] = "both"
     """Whose vectors are clustered into codes: queries and items together (OneSearch), or items alone."""
 

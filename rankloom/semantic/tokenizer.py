@@ -28,6 +28,7 @@ from rankloom.semantic.keywords.enhancer import KeywordEnhancer, keywords_of_ite
 from rankloom.semantic.keywords.matching import KeywordMatcher
 from rankloom.semantic.keywords.mining import mine
 from rankloom.semantic.keywords.searches import training_searches
+from rankloom.semantic.khqe.mining import engagement
 from rankloom.semantic.khqe.training import gather
 from rankloom.semantic.khqe.training import train as align_both
 from rankloom.semantic.pairs import Pairs, cooccurrence_pairs, swing_pairs, target_pairs
@@ -342,18 +343,19 @@ def _fit_content(
     if config.text.embedder == "column":
         assert own is not None
         return "column", None, None, own
+    asked = list(engagement(sequences).queries) if config.khqe.enabled and config.khqe.read_queries else []
     if not config.keywords.enabled:
         texts = item_texts(items)
         name = resolve_embedder(config.text, texts)
         embedder = make_embedder(name, config.text)
-        return name, embedder, None, _beside(embedder.fit(texts, config.seed), own)
+        return name, embedder, None, _beside(embedder.fit([*texts, *asked], config.seed)[: items.height], own)
     dictionary = mine(items, config.keywords, searches=training_searches(sequences))
     matcher = KeywordMatcher(dictionary, numbers=config.keywords.numbers)
     found = keywords_of_items(matcher, items, config.keywords)
     texts = item_texts(strip_items(items, found, config.keywords))
     name = resolve_embedder(config.text, texts)
     embedder = make_embedder(name, config.text)
-    content = embedder.fit(texts, config.seed)
+    content = embedder.fit([*texts, *asked], config.seed)[: items.height]
     keywords = KeywordEnhancer.fit(matcher, embedder.embed, config.keywords)
     return name, embedder, keywords, _beside(keywords.items(found, content), own)
 
