@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rankloom.errors import RankloomError
 
@@ -114,6 +114,12 @@ class KeywordsConfig(Section):
     """Normalised pointwise mutual information of its parts."""
     max_per_type: int = Field(default=5000, ge=1)
     """The head of every type, by items and takes."""
+
+    @field_validator("guard", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: Any) -> Any:
+        # YAML reads a bare off as false
+        return "off" if value is False else value
 
     @model_validator(mode="after")
     def _check(self) -> KeywordsConfig:

@@ -170,3 +170,7 @@ def test_grades_teach_without_a_single_search(tmp_path: Any) -> None:
 def test_what_cannot_align_queries_is_refused(wrong: str) -> None:
     with pytest.raises(RankloomError, match=r"khqe\.enabled"):
         config(wrong, "text.vector_column=v")
+
+
+def test_a_guard_that_is_off_can_be_said_on_the_command_line() -> None:
+    assert config("keywords.guard=off").keywords.guard == "off"
