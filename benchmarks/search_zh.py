@@ -40,8 +40,8 @@ from rankloom.semantic.khqe.training import Material, train
 
 SOURCES = ("rankloom/semantic", "rankloom/evaluation/search", "benchmarks/search_zh.py")
 FOLDS, DRAWS, K = 5, 2_000, 10
-SYSTEMS = ("bm25, jieba", "bm25, bigrams", "text", "aligned", "joined, words", "joined")
-EPOCHS = 6
+SYSTEMS = ("bm25, jieba", "bm25, bigrams", "text", "joined, words", "joined", "aligned")
+EPOCHS = 2
 TOP_GRADE = 2
 
 
@@ -141,34 +141,34 @@ def to_the_middle(data: Data) -> np.ndarray:
     return out
 
 
-def measure(data: Data, seed: int) -> dict[str, Any]:
-    """Per system NDCG@10 of every query, by both gains."""
+def measure(data: Data, system: str, seed: int) -> dict[str, Any]:
+    """NDCG@10 of every query, by both gains."""
     fold_Q = np.random.default_rng(seed).permutation(data.group.max() + 1) % FOLDS
     fold_P = fold_Q[data.group]
-    score: dict[str, np.ndarray] = {}
-    chosen: dict[str, list[str]] = {}
-    for chinese in ("jieba", "bigrams"):
-        score[f"bm25, {chinese}"], chosen[f"bm25, {chinese}"] = bm25(data, chinese, fold_Q)
+    score, chosen = np.zeros(len(fold_P)), []
     query, title = data.vectors
-    score["text"] = (query * title).sum(1)
-    outside = [score["text"], to_the_middle(data)]
-    if data.dev[0]:
-        outside.append(cosines(data, align(data, *data.dev, seed)))
-    joined = np.concatenate([data.words, *(own[:, None] for own in outside)], axis=1)
-    for name in ("aligned", "joined, words", "joined"):
-        score[name] = np.zeros(len(fold_P))
-    for fold in range(FOLDS):
-        asked, rest = fold_P == fold, np.flatnonzero(fold_P != fold)
-        lists = ([data.query[row] for row in rest], [data.title[row] for row in rest])
-        aligner = align(data, [*data.dev[0], *lists[0]], [*data.dev[1], *lists[1]], np.r_[data.dev[2], data.grade[rest]], seed)
-        score["aligned"][asked] = cosines(data, aligner)[asked]
-        for name, features in (("joined, words", data.words), ("joined", joined)):
-            teacher = RelevanceTeacher().fit(features[rest], data.grade[rest], data.group[rest], seed=seed)
-            score[name][asked] = teacher.score(features[asked], data.group[asked])
-    return {
-        name: {"ndcg": ndcg(own, data).tolist(), "linear": ndcg(own, data, linear=True).tolist(), "chosen": chosen.get(name, [])}
-        for name, own in score.items()
-    }
+    if system.startswith("bm25"):
+        score, chosen = bm25(data, system.removeprefix("bm25, "), fold_Q)
+    elif system == "text":
+        score = (query * title).sum(1)
+    else:
+        features = data.words
+        if system == "joined":
+            outside = [(query * title).sum(1), to_the_middle(data)]
+            # an encoder that has seen no label of these lists: its cosines mean the same on both sides of the cut
+            outside += [cosines(data, align(data, *data.dev, seed))] if data.dev[0] else []
+            features = np.concatenate([features, *(own[:, None] for own in outside)], axis=1)
+        for fold in range(FOLDS):
+            asked, rest = fold_P == fold, np.flatnonzero(fold_P != fold)
+            if system == "aligned":
+                lists = ([data.query[row] for row in rest], [data.title[row] for row in rest])
+                grades = np.r_[data.dev[2], data.grade[rest]]
+                aligner = align(data, [*data.dev[0], *lists[0]], [*data.dev[1], *lists[1]], grades, seed)
+                score[asked] = cosines(data, aligner)[asked]
+            else:
+                teacher = RelevanceTeacher().fit(features[rest], data.grade[rest], data.group[rest], seed=seed)
+                score[asked] = teacher.score(features[asked], data.group[asked])
+    return {"ndcg": ndcg(score, data).tolist(), "linear": ndcg(score, data, linear=True).tolist(), "chosen": chosen}
 
 
 def main() -> int:
@@ -176,7 +176,9 @@ def main() -> int:
     data = Data(quick=bench.quick)
     lines = []
     for seed in bench.seeds:
-        own = bench.cell({"seed": seed}, lambda seed=seed: measure(data, seed))
+        own = {
+            name: bench.cell({"system": name, "seed": seed}, lambda name=name, seed=seed: measure(data, name, seed)) for name in SYSTEMS
+        }
         base = np.asarray(own["bm25, jieba"]["ndcg"])
         draws = np.random.default_rng(0).integers(0, len(base), (DRAWS, len(base)))
         for name in SYSTEMS:
@@ -190,7 +192,7 @@ def main() -> int:
                 {"seed": seed, "system": name, "NDCG@10": round(float(figure.mean()), 4), "linear gains": round(float(np.mean(own[name]["linear"])), 4),
                  "minus bm25, jieba": f"{(figure - base).mean():+.4f} ({low:+.4f} to {high:+.4f})", "chosen": ", ".join(own[name]["chosen"])}
             )  # fmt: skip
-            if name == "joined":
+            if name == "joined" and not bench.quick:
                 bench.check(f"seed {seed}: NDCG@10 of joined minus bm25 on jieba, lower end", round(low, 4), at_least=0)
     Console(highlight=False, width=170).print(table("NDCG@10, QBQTC", lines))
     return bench.finish(show_rows=False)
