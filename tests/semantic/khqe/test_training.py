@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -11,8 +11,11 @@ from safetensors.numpy import load, save
 
 from rankloom.config import Config
 from rankloom.data.sequences import Sequences
+from rankloom.data.shop import Shop
 from rankloom.errors import RankloomError
 from rankloom.model_folder import contiguous
+from rankloom.pipeline import train
+from rankloom.recommender import Rankloom
 from rankloom.semantic.tokenizer import Tokenizer
 from tests.semantic.khqe.logs import Event, searched
 
@@ -151,7 +154,7 @@ def test_a_log_without_searches_is_refused() -> None:
         Tokenizer.fit(items, silent, config(), quiet=True)
 
 
-def test_grades_teach_without_a_single_search(tmp_path: Any) -> None:
+def test_grades_teach_without_a_single_search(tmp_path: Path) -> None:
     items, sequences = shop()
     silent = replace(sequences, query=np.full_like(sequences.query, -1), queries=())
     file = tmp_path / "grades.parquet"
@@ -174,3 +177,15 @@ def test_what_cannot_align_queries_is_refused(wrong: str) -> None:
 
 def test_a_guard_that_is_off_can_be_said_on_the_command_line() -> None:
     assert config("keywords.guard=off").keywords.guard == "off"
+
+
+def test_a_model_folder_names_queries(bazaar: Shop, tiny_config: Config, tmp_path: Path) -> None:
+    brief = ["khqe.enabled=true", "training.max_epochs=1", "training.min_steps=1", "alignment.epochs=1"]
+    train(bazaar.path, tmp_path / "model", tiny_config.with_overrides(brief), quiet=True)
+    first, again = (Rankloom.from_pretrained(tmp_path / "model").tokenizer for _ in range(2))
+    own = first.report()["queries"]
+    # the bazaar logs what was shown after a query
+    assert own["pairs"]["rank"] > 0
+    texts = ["noodle soup", "never typed", "面条"]
+    np.testing.assert_array_equal(first.query_sids(texts), again.query_sids(texts))
+    assert first.query_sids(texts).shape == (3, first.item_sids().shape[1])
