@@ -7,7 +7,7 @@ for (OneSearch's measure of tokenizers; ties by expectation, seen items left out
 Beauty with *made* queries (categories, title words; evaluation/search), the bazaar (*simulated*; its log's own queries, with what
 was shown), and Taobao titles (`titles_zh`, no queries: ICR alone). Text is hashed everywhere. Parts:
 
-* `losses`: text alone, items aligned alone, five losses, each left out, the cosine filter at .6 and at none;
+* `losses` (the text encoder is fitted on items alone, the same for all): text alone, items aligned alone, five losses, each left out, the cosine filter at .6 and at none;
 * `codes`: RQ, last level balanced, all balanced, RQ-OPQ, on vectors of the five losses; codebook of both or of items alone;
 * `keywords`: fused or not, on vectors and on SIDs;
 * `stuffing`: 500 items gain ten popular title words (search_stuffing.py). Share of codes that stay, by level; without keywords,
