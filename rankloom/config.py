@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rankloom.errors import RankloomError
 
@@ -115,6 +115,12 @@ class KeywordsConfig(Section):
     max_per_type: int = Field(default=5000, ge=1)
     """The head of every type, by items and takes."""
 
+    @field_validator("guard", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: Any) -> Any:
+        # YAML reads a bare off as false
+        return "off" if value is False else value
+
     @model_validator(mode="after")
     def _check(self) -> KeywordsConfig:
         unknown = sorted({*self.terms, *self.attributes.values()} - set(self.types))
@@ -136,6 +142,44 @@ class AlignmentConfig(Section):
     temperature: float = Field(default=0.07, gt=0)
     content_weight: float = Field(default=0.5, ge=0)
     """Weight of the content-preserving loss that stops the alignment from forgetting what an item is."""
+
+
+class KhqeConfig(Section):
+    """One aligned space and one codebook for queries and items (semantic/khqe/; OneSearch, KHQE). Needs searches in the log.
+
+    The weights are those of the five losses; 0 switches a loss off. Width, epochs, batch, rate, temperature and the weight of
+    the content-preserving loss are those of `alignment`.
+    """
+
+    enabled: bool = False
+    """Align queries and items together; without it items alone are aligned, and queries go through the same projection."""
+    q2q: float = Field(default=1.0, ge=0)
+    """Queries that led to the same items lie together (in-batch contrast)."""
+    i2i: float = Field(default=1.0, ge=0)
+    """Items that are used together lie together: the pairs of `alignment.pairs` (in-batch contrast)."""
+    q2i: float = Field(default=1.0, ge=0)
+    """A query and what was taken after it lie together (in-batch contrast)."""
+    rank: float = Field(default=1.0, ge=0)
+    """What was ordered after a query is nearer to it than what was clicked, and that nearer than what was shown (margin)."""
+    relevance: float = Field(default=1.0, ge=0)
+    """How near a query and an item are that are easily confused says how relevant it is."""
+    margin: float = Field(default=0.1, ge=0, le=2)
+    """Of the rank loss, in cosine, for each of the steps shown, clicked, ordered."""
+    min_cosine: float | None = Field(default=None, ge=-1, le=1)
+    """Pairs whose vectors before alignment are less alike are dropped. OneSearch: .6 with its encoder; null: `drop_share`."""
+    drop_share: float = Field(default=0.1, ge=0, lt=1)
+    """Without `min_cosine`: the least alike so many of each kind of pairs are dropped, whatever the encoder's scale."""
+    grades: str | None = None
+    """A Parquet file of graded relevance: `query`, `item_id`, `label` (a number, more is better). Null: the share of the
+    query's words, by how rare they are, that the item's text has."""
+    hard_items: int = Field(default=20, ge=1)
+    """Items nearest to a query, with which the relevance loss confronts it."""
+    hard_queries: int = Field(default=4096, ge=1)
+    """Queries that it draws, at most."""
+    read_queries: bool = True
+    """Hashed text is fitted on queries beside the items' text, so that a word that only people type has a vector."""
+    codebook: Literal["both", "items"] = "both"
+    """Whose vectors are clustered into codes: queries and items together (OneSearch), or items alone."""
 
 
 class QuantizerConfig(Section):
@@ -354,6 +398,7 @@ class Config(Section):
     text: TextConfig = TextConfig()
     keywords: KeywordsConfig = KeywordsConfig()
     alignment: AlignmentConfig = AlignmentConfig()
+    khqe: KhqeConfig = KhqeConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
     model: ModelConfig = ModelConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -366,6 +411,10 @@ class Config(Section):
     def _check(self) -> Config:
         if self.keywords.enabled and self.text.embedder == "column":
             raise ValueError("keywords.enabled needs a text embedder, but text.embedder is column")
+        if self.khqe.enabled and self.text.embedder == "column":
+            raise ValueError("khqe.enabled reads queries and needs a text embedder, but text.embedder is column")
+        if self.khqe.enabled and not self.alignment.enabled:
+            raise ValueError("khqe.enabled trains the alignment, but alignment.enabled is false")
         return self
 
     @classmethod

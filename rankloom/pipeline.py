@@ -41,6 +41,7 @@ from rankloom.models.age import log_rates
 from rankloom.models.attributes import item_attributes
 from rankloom.models.items import trust
 from rankloom.recommender import Rankloom
+from rankloom.semantic.khqe.mining import shown_after_queries
 from rankloom.semantic.tokenizer import Tokenizer
 from rankloom.training.batches import SequenceBatches
 from rankloom.training.features import FeatureTable, hashed_user_features
@@ -110,11 +111,11 @@ def _train(
         torch.set_num_threads(config.training.threads)
     tokenizer = None
     if rank == 0:
-        tokenizer = _tokenizer(work, items, sequences, config, quiet, say)
+        tokenizer = _tokenizer(work, shop, sequences, config, quiet, say)
     if distributed:
         dist.barrier()
     # the other processes read what the first one fitted
-    tokenizer = tokenizer or _tokenizer(work, items, sequences, config, quiet, say)
+    tokenizer = tokenizer or _tokenizer(work, shop, sequences, config, quiet, say)
     report = tokenizer.report()
     say(tokenizer.summary())
     table = feature_table(sequences, tokenizer, shop)
@@ -387,13 +388,17 @@ def _score(config: Config, n_cases: int) -> Callable[[dict[str, float]], float]:
 
 
 def _tokenizer(
-    work: Path, items: pl.DataFrame, sequences: Sequences, config: Config, quiet: bool, say: Callable[[str], None]
+    work: Path, shop: Shop, sequences: Sequences, config: Config, quiet: bool, say: Callable[[str], None]
 ) -> Tokenizer:
     arrays_path, meta_path = work / "tokenizer.safetensors", work / "tokenizer.json"
     if meta_path.exists() and arrays_path.exists():
         return Tokenizer.from_state(model_folder.read_arrays(arrays_path), read_json(meta_path))
+    items = shop.items()
     say(f"reading the text of {items.height:,} items and fitting semantic IDs")
-    tokenizer = Tokenizer.fit(items, sequences, config, quiet=quiet)
+    shown = None
+    if config.khqe.enabled and config.khqe.rank:
+        shown = shown_after_queries(shop, sequences, by_time=config.data.split == "time")
+    tokenizer = Tokenizer.fit(items, sequences, config, shown=shown, quiet=quiet)
     arrays, meta = tokenizer.state()
     with atomic_file(arrays_path) as temporary:
         save_file(model_folder.contiguous(arrays), temporary)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from rankloom.config import AlignmentConfig
 from rankloom.progress import Progress
+from rankloom.semantic.khqe.losses import content_kept, in_batch_contrast
 from rankloom.semantic.pairs import Pairs
 from rankloom.semantic.quantizers.base import FloatArray
 
@@ -75,15 +76,8 @@ class Aligner:
 
     def _loss(self, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
         a, b = self.projection(x[left]), self.projection(x[right])
-        logits = a @ b.T / self.config.temperature
-        # the same item elsewhere in the batch is no negative
-        same = (right[:, None] == right[None]) | (left[:, None] == left[None])
-        same.fill_diagonal_(False)
-        logits = logits.masked_fill(same, -1e9)
-        target = torch.arange(len(left))
-        contrast = 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
-        keep = F.mse_loss(a @ a.T, x[left] @ x[left].T) * len(left) ** 0.5
-        total: Tensor = contrast + self.config.content_weight * keep
+        contrast = in_batch_contrast(a, b, left, right, self.config.temperature)
+        total: Tensor = contrast + self.config.content_weight * content_kept(a, x[left])
         return total
 
     @torch.no_grad()

@@ -33,7 +33,7 @@ def cooccurrence_pairs(sequences: Sequences, *, window: int = 5, top: int = 20) 
     matrix = sparse.coo_matrix((np.r_[w, w], (np.r_[i, j], np.r_[j, i])), shape=(n, n)).tocsr()
     counts = np.sqrt(np.bincount(item, minlength=n) + 5.0)
     scale = sparse.diags_array(1 / counts)
-    return _top(sparse.csr_matrix(scale @ matrix @ scale), top)
+    return strongest(sparse.csr_matrix(scale @ matrix @ scale), top)
 
 
 def swing_pairs(
@@ -70,7 +70,7 @@ def swing_pairs(
     total = sparse.csr_matrix(total)
     total.setdiag(0)
     total.eliminate_zeros()
-    return _top(total, top)
+    return strongest(total, top)
 
 
 def target_pairs(sequences: Sequences, similar: Pairs, *, latest: int = 10) -> Pairs:
@@ -102,7 +102,7 @@ def target_pairs(sequences: Sequences, similar: Pairs, *, latest: int = 10) -> P
     return coo.row.astype(np.int64), coo.col.astype(np.int64), coo.data.astype(np.float32)
 
 
-def _top(matrix: sparse.csr_matrix, top: int) -> Pairs:
+def strongest(matrix: sparse.csr_matrix, top: int) -> Pairs:
     """The strongest `top` neighbours of each item."""
     coo = matrix.tocoo()
     order = np.lexsort((coo.col, -coo.data, coo.row))

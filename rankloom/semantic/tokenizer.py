@@ -1,8 +1,9 @@
 """The tokenizer: catalogue and training log in, content vectors, aligned vectors and semantic IDs out.
 
 Text (and its keywords, where `keywords.enabled`) -> content vectors -> collaborative alignment (training pairs only) ->
-quantiser -> collision policy.
-Its frozen parts name new items deterministically, without retraining.
+quantiser -> collision policy. With `khqe.enabled` (OneSearch) queries of the training period are aligned together with the
+items and their vectors stand beside the items' when codes are learned: one space and one codebook for both.
+Its frozen parts name new items and any query deterministically, without retraining.
 
 Collision policies: `list` lets several items share a SID (serving orders them by prior and selection); `dedup` (TIGER)
 appends one more code, the item's place among those that share its SID by prior. Its codebook has a place for the largest
@@ -11,6 +12,7 @@ bucket and eight more; a new item takes the next place, and shares the last one 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -26,6 +28,9 @@ from rankloom.semantic.keywords.enhancer import KeywordEnhancer, keywords_of_ite
 from rankloom.semantic.keywords.matching import KeywordMatcher
 from rankloom.semantic.keywords.mining import mine
 from rankloom.semantic.keywords.searches import training_searches
+from rankloom.semantic.khqe.mining import engagement
+from rankloom.semantic.khqe.training import gather
+from rankloom.semantic.khqe.training import train as align_both
 from rankloom.semantic.pairs import Pairs, cooccurrence_pairs, swing_pairs, target_pairs
 from rankloom.semantic.quantizers.base import CodeArray, FloatArray, Quantizer, reconstruction_errors
 from rankloom.semantic.quantizers.registry import load_quantizer, make_quantizer
@@ -49,6 +54,7 @@ class Tokenizer:
         semantic_ids: the codes.
         embedder_name: what `auto` became.
         keywords: the dictionary and its vectors; None where keywords are not fused.
+        query_report: with `khqe.enabled`, see `report`; else None.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class Tokenizer:
         semantic_ids: SemanticIds,
         reconstruction: list[float],
         keywords: KeywordEnhancer | None = None,
+        query_report: dict[str, Any] | None = None,
     ) -> None:
         self.config = config
         self.embedder_name = embedder_name
@@ -75,19 +82,49 @@ class Tokenizer:
         self.semantic_ids = semantic_ids
         self.reconstruction = reconstruction
         self.keywords = keywords
+        self.query_report = query_report
 
     @classmethod
-    def fit(cls, items: pl.DataFrame, sequences: Sequences, config: Config, *, quiet: bool = False) -> Tokenizer:
-        """Fits every part on the catalogue's text and the TRAIN rows of the log."""
+    def fit(
+        cls,
+        items: pl.DataFrame,
+        sequences: Sequences,
+        config: Config,
+        *,
+        shown: pl.DataFrame | None = None,
+        quiet: bool = False,
+    ) -> Tokenizer:
+        """Fits every part on the catalogue's text and the TRAIN rows of the log.
+
+        Args:
+            shown: with `khqe.enabled`, items that were shown after queries (`khqe.mining.shown_after_queries`).
+        """
         name, embedder, keywords, content = _fit_content(items, sequences, config)
         aligner: Aligner | None = None
         aligned = content
+        asked = np.zeros((0, content.shape[1]), dtype=np.float32)
+        report: dict[str, Any] | None = None
         if config.alignment.enabled:
             aligner = Aligner(content.shape[1], config.alignment, config.seed)
-            aligned = aligner.fit(content, _pairs(sequences, config), quiet=quiet)
+            if config.khqe.enabled:
+                material, asked = gather(
+                    items, item_texts(items), sequences, config, content_ID=content,
+                    embed=lambda texts: _embed_queries(embedder, keywords, content.shape[1], texts),
+                    item_pairs=lambda: behaviour_pairs(sequences, config), shown=shown,
+                )  # fmt: skip
+                align_both(aligner, content, asked, material, config, quiet=quiet)
+                aligned = aligner.transform(content)
+                # a query of which no word is known has no place
+                asked = aligner.transform(asked[np.linalg.norm(asked, axis=1) > 0])
+                report = {"n": len(material.queries), "pairs": material.counts(), "least_cosine": material.least}
+            else:
+                aligned = aligner.fit(content, behaviour_pairs(sequences, config), quiet=quiet)
         quantizer = make_quantizer(config.quantizer, items.height)
-        codes = quantizer.fit(aligned, np.random.default_rng(config.seed), quiet=quiet)
+        both = np.concatenate([aligned, asked]) if report is not None and config.khqe.codebook == "both" else aligned
+        codes = quantizer.fit(both, np.random.default_rng(config.seed), quiet=quiet)[: items.height]
         sizes = quantizer.codebook_sizes
+        if report is not None:
+            report = {**report, **_queries_beside(codes, quantizer.encode(asked), sizes)}
         trained = (sequences.stage == TRAIN) & sequences.target
         prior = np.bincount(sequences.item[trained], minlength=items.height).astype(np.float32)
         reconstruction = reconstruction_errors(quantizer, aligned, codes)
@@ -104,17 +141,32 @@ class Tokenizer:
             semantic_ids=SemanticIds(codes, sizes, prior),
             reconstruction=reconstruction,
             keywords=keywords,
+            query_report=report,
         )
 
     def embed_texts(self, texts: list[str]) -> FloatArray:
         """(N, D) content vectors of free text (queries); zero vectors where only own vectors are used."""
-        if self.embedder is None:
-            return np.zeros((len(texts), self.content.shape[1]), dtype=np.float32)
-        vectors = self.embedder.embed(texts)
-        if self.keywords is not None:
-            vectors = self.keywords.queries(texts, vectors)
-        missing = self.content.shape[1] - vectors.shape[1]
-        return np.pad(vectors, ((0, 0), (0, missing))) if missing else vectors
+        return _embed_queries(self.embedder, self.keywords, self.content.shape[1], texts)
+
+    def query_sids(self, texts: list[str]) -> CodeArray:
+        """(N, L) codes of queries by the frozen parts, in the items' own codebooks; the dedup code names items alone.
+
+        A query of which no word is known gets the codes of the space's middle.
+        """
+        content = self.embed_texts(texts)
+        return self.quantizer.encode(content if self.aligner is None else self.aligner.transform(content))
+
+    def item_sids(self) -> CodeArray:
+        """(I, L) codes of the catalogue without the dedup code: what `query_sids` and `sid_vectors` speak of."""
+        codes = self.semantic_ids.codes
+        return codes[:, :-1] if self.config.quantizer.collision == "dedup" else codes
+
+    def sid_vectors(self, codes: CodeArray) -> FloatArray:
+        """(N, A) unit vectors that codes stand for, of items or queries; of the first l levels where l columns are given."""
+        vectors = self.quantizer.decode(codes)
+        norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit: FloatArray = np.divide(vectors, norm, out=np.zeros_like(vectors), where=norm > 1e-8)
+        return unit
 
     def query_vectors(self, texts: list[str], kind: Literal["aligned", "both"]) -> FloatArray:
         """(N, C) free text as the model reads the text of items: in the space of `model_content`."""
@@ -168,6 +220,9 @@ class Tokenizer:
         * `collision`: the policy, and with `dedup` what it had to part: `shared_sids` says `icr`, `largest_bucket` and
           `distinct_sids` of the codes without the dedup code;
         * `keywords`: of which types and sources, where they are fused;
+        * `queries`, with `khqe.enabled`: `n` queries of the training period, `pairs` per loss, `least_cosine` that the filter
+          let through, `distinct_sids` of theirs, `with_items`: share of queries whose SID names an item too, `cur` per level
+          and `cur_total` of queries and items together;
         * the rest as in `usage_report`, dedup code included.
         """
         ids = self.semantic_ids
@@ -181,6 +236,7 @@ class Tokenizer:
             "last": self.config.quantizer.last,
             "collision": self.config.quantizer.collision,
             **({} if self.keywords is None else {"keywords": self.keywords.dictionary.report()}),
+            **({} if self.query_report is None else {"queries": self.query_report}),
             "shared_sids": {name: before[name] for name in ("icr", "largest_bucket", "distinct_sids")},
             "relative_reconstruction_error": self.reconstruction,
             **usage_report(ids),
@@ -222,6 +278,7 @@ class Tokenizer:
             "embedder_name": self.embedder_name,
             "codebook_sizes": list(self.semantic_ids.codebook_sizes),
             "reconstruction": self.reconstruction,
+            "query_report": self.query_report,
             "report": self.report(),
         }
         return arrays, meta
@@ -248,7 +305,35 @@ class Tokenizer:
             semantic_ids=SemanticIds(arrays["codes"], tuple(meta["codebook_sizes"]), arrays["prior"]),
             reconstruction=list(meta["reconstruction"]),
             keywords=KeywordEnhancer.from_arrays(group("keywords"), config.keywords) if group("keywords") else None,
+            query_report=meta.get("query_report"),
         )
+
+
+def _embed_queries(
+    embedder: TextEmbedder | None, keywords: KeywordEnhancer | None, width: int, texts: Sequence[str]
+) -> FloatArray:
+    if embedder is None:
+        return np.zeros((len(texts), width), dtype=np.float32)
+    vectors = embedder.embed(texts)
+    if keywords is not None:
+        vectors = keywords.queries(texts, vectors)
+    missing = width - vectors.shape[1]
+    return np.pad(vectors, ((0, 0), (0, missing))) if missing else vectors
+
+
+def _queries_beside(items: CodeArray, queries: CodeArray, sizes: tuple[int, ...]) -> dict[str, Any]:
+    """How queries use the codes that they share with items; see `Tokenizer.report`."""
+    both = np.concatenate([items, queries])
+    usage = usage_report(SemanticIds(both, sizes, np.zeros(len(both), dtype=np.float32)))
+    _, number = np.unique(both, axis=0, return_inverse=True)
+    number = number.reshape(-1)
+    own, of_items = number[len(items) :], number[: len(items)]
+    return {
+        "distinct_sids": len(np.unique(own)),
+        "with_items": float(np.isin(own, of_items).mean()) if len(own) else 0.0,
+        "cur": usage["cur"],
+        "cur_total": usage["cur_total"],
+    }
 
 
 def _fit_content(
@@ -258,18 +343,19 @@ def _fit_content(
     if config.text.embedder == "column":
         assert own is not None
         return "column", None, None, own
+    asked = list(engagement(sequences).queries) if config.khqe.enabled and config.khqe.read_queries else []
     if not config.keywords.enabled:
         texts = item_texts(items)
         name = resolve_embedder(config.text, texts)
         embedder = make_embedder(name, config.text)
-        return name, embedder, None, _beside(embedder.fit(texts, config.seed), own)
+        return name, embedder, None, _beside(embedder.fit([*texts, *asked], config.seed)[: items.height], own)
     dictionary = mine(items, config.keywords, searches=training_searches(sequences))
     matcher = KeywordMatcher(dictionary, numbers=config.keywords.numbers)
     found = keywords_of_items(matcher, items, config.keywords)
     texts = item_texts(strip_items(items, found, config.keywords))
     name = resolve_embedder(config.text, texts)
     embedder = make_embedder(name, config.text)
-    content = embedder.fit(texts, config.seed)
+    content = embedder.fit([*texts, *asked], config.seed)[: items.height]
     keywords = KeywordEnhancer.fit(matcher, embedder.embed, config.keywords)
     return name, embedder, keywords, _beside(keywords.items(found, content), own)
 
@@ -295,7 +381,7 @@ def _beside(content: FloatArray, own: FloatArray | None) -> FloatArray:
     return both
 
 
-def _pairs(sequences: Sequences, config: Config) -> Pairs:
+def behaviour_pairs(sequences: Sequences, config: Config) -> Pairs:
     asked = config.alignment.pairs
     swing = swing_pairs(sequences, seed=config.seed) if {"swing", "target"} & set(asked) else None
     parts = []

@@ -25,8 +25,7 @@ def found(memory: QueryMemory, query: str) -> list[int]:
 def followed(last: str) -> QueryMemory:
     texts, group = catalogue(last)
     own = QueryMemory.fit(texts, [])
-    own = own.following(texts, np.ones(len(texts), dtype=np.bool_), np.zeros(len(texts), np.float32), group)
-    return own
+    return own.following(texts, np.ones(len(texts), dtype=np.bool_), np.zeros(len(texts), np.float32), group)
 
 
 def test_a_stuffed_title_is_not_found_by_what_it_claims() -> None:

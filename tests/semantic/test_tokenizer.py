@@ -24,7 +24,7 @@ from rankloom.semantic.ids import SemanticIds, usage_report
 from rankloom.semantic.pairs import cooccurrence_pairs, swing_pairs, target_pairs
 from rankloom.semantic.quantizers.kmeans import balanced_assignment, kmeans, nearest
 from rankloom.semantic.text import item_texts, latin_share, make_embedder, resolve_embedder, vector_column
-from rankloom.semantic.tokenizer import Tokenizer, _pairs, dedup_codes
+from rankloom.semantic.tokenizer import Tokenizer, behaviour_pairs, dedup_codes
 
 
 def vectors(n: int = 200, d: int = 6, seed: int = 0) -> np.ndarray:
@@ -171,7 +171,7 @@ def test_target_pairs_take_the_most_alike_of_what_came_before() -> None:
 def test_every_source_of_pairs_weighs_the_same(bazaar: Shop) -> None:
     sequences = load_sequences(bazaar, Config.preset_config("tiny").data)
     config = Config.preset_config("tiny").with_overrides(["alignment.pairs=[swing,target,cooccurrence]"])
-    weight = _pairs(sequences, config)[2]
+    weight = behaviour_pairs(sequences, config)[2]
     sizes = [len(swing_pairs(sequences)[0])]
     sizes += [len(target_pairs(sequences, swing_pairs(sequences))[0]), len(cooccurrence_pairs(sequences)[0])]
     assert all(sizes)
