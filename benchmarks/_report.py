@@ -9,7 +9,7 @@ from pathlib import Path
 from _common import ROOT, Benchmark, machine
 
 PAGE = ROOT / "docs" / "reliability.md"
-ORDER = ("crash", "swap", "load", "fuzz")
+ORDER = ("crash", "swap", "load", "latency", "fuzz")
 HEAD = """# Reliability
 
 What the server was put through, and what it lost. Each section is written by the last full run of its benchmark; the same
