@@ -227,10 +227,12 @@ class Registry:
         with self._swapping:
             known = self.routing.current.snapshot.model.row_of
             new = sum(known(name) is None for name in names)
-            values = {
-                own["item_id"]: {"item": {**self._live.get(own["item_id"], {}).get("item", {}), **own}, "removed": False}
-                for own in items
-            }
+            last = max((own.get("order", 0) for own in self._live.values()), default=0)
+            values = {}
+            for number, own in enumerate(items, 1):
+                before = self._live.get(own["item_id"], {})
+                fields = {**before.get("item", {}), **own}
+                values[own["item_id"]] = {"item": fields, "removed": False, "order": before.get("order", last + number)}
             return new, self._change(values)
 
     def remove_item(self, item_id: str) -> tuple[int, int]:
@@ -242,7 +244,7 @@ class Registry:
             # an item of the store that no loaded version could take in may be one that the next version can
             if live["removed"] and not any(own.alive[own.rows([item_id])].any() for own in loaded):
                 return 0, loaded[0].catalogue
-            return 1, self._change({item_id: {"item": live.get("item", {}), "removed": True}})
+            return 1, self._change({item_id: {"item": live.get("item", {}), "removed": True, "order": live.get("order", 0)}})
 
     def _change(self, values: dict[str, Any]) -> int:
         trial = [Document(name, value, 0) for name, value in values.items()]

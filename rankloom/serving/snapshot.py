@@ -1,7 +1,9 @@
 """One model at one state of the catalogue: what a reply is made from, whole. Never changed; a change makes another.
 
 Live items are documents of the state store, so that they survive a restart and meet every model that is loaded later:
-`{"item": fields, "removed": bool}` by item id. The last word about an item is the store's.
+`{"item": fields, "removed": bool, "order": number}` by item id. The last word about an item is the store's. A catalogue is the same whether
+its changes came one by one or all at once, as they do to a model that is loaded later: new items in the order in which they first came,
+and of an item that was changed and then taken out the changes as well, since histories still name it.
 """
 
 from __future__ import annotations
@@ -183,7 +185,8 @@ class Snapshot:
 
     def _changed(self, changes: Sequence[Document]) -> Rankloom:
         model = _copy(self.model)
-        put = [d.value["item"] for d in changes if not d.value["removed"]]
+        told = sorted((d.value for d in changes), key=lambda value: value.get("order", 0))
+        put = [own["item"] for own in told if not own["removed"] or own["item"]]
         gone = [d.name for d in changes if d.value["removed"]]
         if put:
             model.add_items(items_frame(put))

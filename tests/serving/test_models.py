@@ -243,6 +243,29 @@ def test_live_items_survive_restarts_and_new_models(client: TestClient, root: Pa
         check(again)
 
 
+def test_a_catalogue_is_the_same_for_a_model_that_comes_later(client: TestClient, model: Rankloom) -> None:
+    """Changes one by one, as the serving model met them, and all at once, as a model that is loaded afterwards does."""
+    ids = model.items["item_id"].to_list()
+    twins = [{"item_id": name, "title": model.items["title"][0]} for name in ("live-a", "live-b")]
+    client.put("/v1/items", json={"items": [twins[0], {"item_id": ids[1], "title": "zyzzyva", "price_micros": 1_000_000}]})
+    client.put("/v1/items", json={"items": [twins[1]]})
+    client.put("/v1/items", json={"items": [{**twins[0], "price_micros": 3_000_000}]})
+    assert client.delete(f"/v1/items/{ids[1]}").json()["removed"] == 1
+    before = serving_of(client).registry.routing.current.snapshot
+    assert client.post("/v1/models", json={"folder": "b"}).status_code == 200
+    after = serving_of(client).registry.routing.current.snapshot
+    assert (after.catalogue, after.ids) == (before.catalogue, before.ids)
+    assert after.version != before.version
+    assert after.model.items.equals(before.model.items)
+    assert (after.alive == before.alive).all()
+    # whoever has the item that was changed and taken out in the history is answered alike
+    users = [user for user in model.users if ids[1] in {event.item_id for event in model.history_of(user)}][:3] or model.users[:3]
+    for user in users:
+        one, two = (own.answer([Request(user, tuple(model.history_of(user)), k=20)])[0].items for own in (before, after))
+        assert [item.item_id for item in one] == [item.item_id for item in two]
+        assert [item.score for item in one] == pytest.approx([item.score for item in two], abs=1e-5)
+
+
 def test_an_old_snapshot_searches_as_before_a_change(model: Rankloom) -> None:
     """What a search reads of the catalogue's words is a snapshot's own, spelling included."""
     old = Snapshot(model)
