@@ -181,10 +181,15 @@ def choose_refiner(
 
 
 def choose_search(
-    rankloom: Rankloom, sequences: Sequences, table: FeatureTable, *, mask_seen: bool, limit: int, quiet: bool = False
-) -> dict[str, float]:
+    rankloom: Rankloom, sequences: Sequences, table: FeatureTable, *, mask_seen: bool, limit: int,
+    refined_on: tuple[Sequences, FeatureTable] | None = None, quiet: bool = False,
+) -> dict[str, float]:  # fmt: skip
     """Sets the model's `search_choices` from the searches of the validation period, where there are enough; the figures of
-    all that was tried."""
+    all that was tried.
+
+    Args:
+        refined_on: the log with made searches (data/broad_queries.py), for the refiner, which can tell broad from precise ones.
+    """
     if rankloom.query_memory is None:
         return {}
     if int(((sequences.stage == VALID) & sequences.target & (sequences.query >= 0)).sum()) < FEW:
@@ -196,7 +201,7 @@ def choose_search(
     selection = rankloom.config.selection
     if selection.enabled and selection.refine and own.mix < 1:
         refiner, refined = choose_refiner(
-            rankloom, sequences, table, mask_seen=mask_seen, searches=True, quiet=quiet
+            rankloom, *(refined_on or (sequences, table)), mask_seen=mask_seen, searches=True, quiet=quiet
         )  # fmt: skip
         rankloom.search_choices = Choices(replace(own, refine=float(refiner is not None)), alone, refiner)
         figures.update(refined)

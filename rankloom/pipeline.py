@@ -28,6 +28,7 @@ from rankloom.building import build_model, created_seconds, watched
 from rankloom.choosing import choose_refiner, choose_search, choose_weights, describe_weights
 from rankloom.config import Config
 from rankloom.data import schema
+from rankloom.data.broad_queries import with_broad_queries
 from rankloom.data.sequences import TRAIN, Sequences, load_sequences
 from rankloom.data.shop import Shop
 from rankloom.decoding.choices import UNTRIED_SEARCH
@@ -230,9 +231,11 @@ def _train(
             rankloom.refiner, refined = choose_refiner(rankloom, sequences, table, mask_seen=mask_seen, quiet=quiet)
             rankloom.weights = replace(rankloom.weights, refine=float(rankloom.refiner is not None))
             figures.update(refined)
+        asked = with_broad_queries(sequences, items, ratio=config.selection.broad_searches, seed=config.seed)
         searched = choose_search(
-            rankloom, sequences, table, mask_seen=mask_seen, limit=config.training.eval_users, quiet=quiet
-        )
+            rankloom, sequences, table, mask_seen=mask_seen, limit=config.training.eval_users, quiet=quiet,
+            refined_on=None if asked is sequences else (asked, feature_table(asked, tokenizer, shop)),
+        )  # fmt: skip
         figures.update({f"search: {name}": value for name, value in searched.items()})
     elif not config.selection.enabled:
         rankloom.weights = rankloom.generator_weights = Weights(mix=1.0)

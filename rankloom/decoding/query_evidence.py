@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rankloom.decoding.query_memory import Match, behaviour_of
+from rankloom.decoding.query_memory import DEPTH, Match, behaviour_of
 from rankloom.decoding.refine_features import QueryEvidence
 
 
@@ -31,9 +31,12 @@ def query_evidence(
         unit_ID: unit vectors of the items.
     """
     relevance, coverage, place = (np.zeros(item_BC.shape, np.float32) for _ in range(3))
+    breadth = np.zeros(len(matches), np.float32)
     for number, match in enumerate(matches):
         if not len(match.row):
             continue
+        alike = int((match.coverage >= match.coverage.max() - 1e-6).sum())
+        breadth[number] = np.log(alike) / np.log(DEPTH)
         own = item_BC[number].numpy()
         at = np.searchsorted(match.row, own).clip(max=len(match.row) - 1)
         found = match.row[at] == own
@@ -50,4 +53,5 @@ def query_evidence(
         place_BC=torch.from_numpy(place),
         near_BC=torch.einsum("bcd,bd->bc", unit_ID[item], query),
         behaviour_BC=told,
+        breadth_B=torch.from_numpy(breadth),
     )

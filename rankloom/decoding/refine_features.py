@@ -43,6 +43,7 @@ FEATURES: Final = (
 )  # fmt: skip
 SEARCH_FEATURES: Final = (
     "relevance", "relevance rank", "relevant", "coverage", "coverage of the best", "near the query", "history says",
+    "breadth of the query",
 )  # fmt: skip
 """What is read beside them when somebody searches."""
 _HARDLY: Final = math.exp(-9.0)
@@ -89,6 +90,8 @@ class QueryEvidence:
         place_BC: 1 / (1 + place by relevance).
         near_BC: cosine of query and item.
         behaviour_BC: amount of the behaviour memory, which the memory of a search has taken in.
+        breadth_B: in [0, 1], 0 where one item has as many of the query's words as the best, 1 where a thousand have: whether the words
+            leave it to the person.
     """
 
     relevance_BC: Tensor
@@ -96,6 +99,7 @@ class QueryEvidence:
     place_BC: Tensor
     near_BC: Tensor
     behaviour_BC: Tensor
+    breadth_B: Tensor
 
 
 @dataclass
@@ -296,6 +300,7 @@ def _words(query: QueryEvidence) -> list[NDArray[Any]]:
         coverage.max(1, keepdims=True),
         query.near_BC.numpy(),
         np.log(np.maximum(query.behaviour_BC.numpy(), _HARDLY)),
+        query.breadth_B.numpy()[:, None],
     ]
 
 

@@ -184,3 +184,13 @@ def test_evidence_is_that_of_the_item_and_nothing_for_others() -> None:
     assert evidence.near_BC[1, 2] == pytest.approx(1)
     assert evidence.behaviour_BC[0, 0] > 0
     assert evidence.behaviour_BC[1].tolist() == [0.0, 0.0, 0.0]
+    assert evidence.breadth_B[1] == 0
+
+
+def test_a_query_is_as_broad_as_many_items_have_all_that_can_be_had_of_it() -> None:
+    texts = [f"red hat {number}" for number in range(30)] + ["blue silk scarf"]
+    own = QueryMemory.fit(texts, [])
+    unit = torch.nn.functional.normalize(torch.ones(31, 4), dim=1)
+    queries = ["hat", "red hat 7", "scarf"]
+    evidence: Any = query_evidence(torch.zeros(3, 1, dtype=torch.long), [own.match(query) for query in queries], NOTHING, torch.ones(3, 4), unit)
+    assert evidence.breadth_B.tolist() == pytest.approx([np.log(30) / np.log(1000), 0.0, 0.0], abs=1e-6)
