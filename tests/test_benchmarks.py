@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rankloom import compiling
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -179,9 +181,19 @@ def test_a_beam_that_stops_early_is_found(decoding: ModuleType, monkeypatch: pyt
     assert decoding.invalid("tiny", "none", 300, 16, 0)["missing"] > 0
 
 
-def test_a_cache_that_follows_the_wrong_beam_is_found(decoding: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    reorder = decoding.LazyDecoder.reorder
-    monkeypatch.setattr(decoding.LazyDecoder, "reorder", lambda model, cache, parent: reorder(model, cache, parent * 0))
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_a_cache_that_follows_the_wrong_beam_is_found(decoding: ModuleType, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    model: Any = decoding.LazyDecoder
+    if engine == "eager":
+        monkeypatch.setattr(compiling, "available", lambda: False)
+    else:
+        if not compiling.available():
+            pytest.skip("numba is not installed")
+        from rankloom.models.compiled import CompiledSteps
+
+        model = CompiledSteps
+    reorder = model.reorder
+    monkeypatch.setattr(model, "reorder", lambda own, cache, parent: reorder(own, cache, parent * 0))
     twins = decoding.equalities("tiny", 60, 0)
     assert twins["cached against recomputed"]["ulp"] > decoding.ULP_LIMIT
 
