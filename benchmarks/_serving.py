@@ -44,7 +44,7 @@ def small_models(n: int = 2, *, scale: float = 0.05) -> list[Path]:
     folders = []
     for seed in range(n):
         folder = MODELS / f"model-{seed}"
-        if not _usable(folder):
+        if not usable(folder):
             shutil.rmtree(folder, ignore_errors=True)
             config = Config.preset_config("tiny").with_overrides(
                 ["training.min_steps=60", "training.max_epochs=2", f"seed={seed}"]
@@ -54,7 +54,7 @@ def small_models(n: int = 2, *, scale: float = 0.05) -> list[Path]:
     return folders
 
 
-def _usable(folder: Path) -> bool:
+def usable(folder: Path) -> bool:
     """Whether the folder is a model of this version; one that an older version left is made again."""
     try:
         Rankloom.from_pretrained(folder)

@@ -11,13 +11,14 @@ shop: two epochs, which is all that a time depends on. Each figure is of the rou
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from _common import Benchmark, argument_parser
-from _serving import MODELS, LiveServer, closed_loop, request
+from _serving import MODELS, LiveServer, closed_loop, request, usable
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _report import publish
@@ -34,7 +35,8 @@ def small_model(quick: bool) -> Path:
     """A model of the `small` preset, trained once."""
     name, scale = ("quick", 0.02) if quick else ("full", 0.3)
     folder = MODELS / f"small-{name}"
-    if not (folder / "manifest.json").exists():
+    if not usable(folder):
+        shutil.rmtree(folder, ignore_errors=True)
         shop = MODELS / f"shop-{name}"
         if not (shop / "shop.json").exists():
             generate_bazaar(shop, seed=1, scale=scale)
