@@ -9,5 +9,5 @@ networks are `models/encoder_decoder.py`, `qformer.py`, `behaviour_uid.py` and `
 `training/preference.py`, levels and calibrated counts `training/feedback.py`.
 
 Left out: text and attributes of a language model (words start from the tokenizer's vectors instead), the person's profile,
-the daily and weekly schedule, and KHQE's encoder, for which `query_ids` has a place.
+and the daily and weekly schedule. KHQE is the tokenizer's (`rankloom/semantic/khqe`).
 """

@@ -1,8 +1,7 @@
 """Semantic IDs of queries: the seam between this package and whatever encodes queries.
 
-KHQE encodes queries and items with one encoder and one set of codebooks. Here a query's text goes through the item
-encoder, its alignment and its quantiser as if it were an item's. An encoder that was trained on queries too takes this
-function's place.
+A query's text goes through the tokenizer's own encoder, alignment and quantiser. Where the tokenizer was trained with KHQE
+(`khqe.enabled`) these know queries and items alike, as in the paper; else the query is read as if it were an item.
 """
 
 from __future__ import annotations

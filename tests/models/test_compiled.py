@@ -15,22 +15,11 @@ from rankloom.errors import RankloomError
 from rankloom.models import lazy_decoder
 from rankloom.models.context import ContextBatch
 from rankloom.models.lazy_decoder import LazyDecoder
-from rankloom.models.prefix import Prefix, SuffixCache
+from rankloom.models.prefix import SuffixCache
 from tests.decoding.test_beam import context, small_model
-from tests.models.test_folded import OPTIONS, change_in_place, random_norms, take_other_weights, train_a_step
+from tests.models.test_folded import OPTIONS, change_in_place, random_norms, take_other_weights, train_a_step, walk
 
 needs_numba = pytest.mark.skipif(not compiling.available(), reason="numba is not installed")
-
-
-def walk(model: LazyDecoder, prefix: Prefix, codes_LBW: list[Tensor], parents: list[Tensor]) -> list[Tensor]:
-    """Logits of every level along given codes and parents, then the users' states."""
-    logits, user, cache = model.start(prefix)
-    out = [logits]
-    for level, (codes, parent) in enumerate(zip(codes_LBW, parents, strict=True), start=1):
-        cache = model.reorder(cache, parent)
-        logits, cache = model.step(prefix, level, codes, cache)
-        out.append(logits)
-    return [*out, user, model.user(prefix)]
 
 
 def searched(lengths: list[int], seed: int = 0) -> ContextBatch:

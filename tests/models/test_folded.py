@@ -36,7 +36,6 @@ def random_norms(model: LazyDecoder) -> None:
 
 def walk(model: LazyDecoder, prefix: Prefix, codes_LBW: list[Tensor], parents: list[Tensor]) -> list[Tensor]:
     """Logits of every level along given codes and parents, then the users' states."""
-    model.engine = "eager"
     logits, user, cache = model.start(prefix)
     out = [logits]
     for level, (codes, parent) in enumerate(zip(codes_LBW, parents, strict=True), start=1):
@@ -59,6 +58,7 @@ def test_every_step_equals_the_plain_one(options: dict[str, Any], beams: int, hi
     parents = [torch.zeros(3, beams, dtype=torch.long), torch.randint(0, beams, (3, beams))]
     plain_prefix = model.prefill(batch)
     assert plain_prefix.decoder is None
+    model.engine = "eager"
     plain = walk(model, plain_prefix, codes, parents)
     with torch.no_grad():
         prefix = model.prefill(batch)
