@@ -8,7 +8,9 @@ Everything stays on the loopback address and ends by itself.
 from __future__ import annotations
 
 import asyncio
+import gc
 import http.client
+import itertools
 import json
 import os
 import random
@@ -18,12 +20,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import uvloop
 from _common import ROOT
 
 sys.path.insert(0, str(ROOT))
@@ -143,7 +147,7 @@ class LiveServer:
             return -9
 
 
-@dataclass
+@dataclass(slots=True)
 class Sent:
     """What one request met; `intended`, `sent` and `done` in seconds since the start."""
 
@@ -174,20 +178,46 @@ class Load:
         return float(np.quantile(own, q)) * 1e3 if own else float("nan")
 
 
-class _Connection:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
+class _Connection(asyncio.Protocol):
+    """One connection to the server: one request at a time, its reply handed to `_Drive.replied`."""
 
-    async def ask(self, request: bytes) -> tuple[int, bool, bytes]:
-        """Status, whether a retry hint came, the body; status 0 where the connection broke."""
-        try:
-            self.writer.write(request)
-            head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
-            length = int(re.search(rb"content-length: (\d+)", head)[1])  # type: ignore[index]
-            body = await self.reader.readexactly(length)
-        except (OSError, asyncio.IncompleteReadError):
-            return 0, False, b""
-        return int(head[9:12]), b"\r\nretry-after:" in head, body
+    def __init__(self, drive: _Drive) -> None:
+        self.drive = drive
+        self.transport: asyncio.Transport | None = None
+        self.asked: tuple[int, float, float] | None = None  # number, intended, sent
+        self.idle_since = 0.0
+        self.closed = False
+        self._data = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def ask(self, number: int, intended: float, request: bytes) -> None:
+        assert self.transport is not None
+        self.asked = number, intended, self.drive.now()
+        self.transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        data = self._data = self._data + data
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4:
+            return
+        head = data[:end].lower()
+        length = _LENGTH.search(head)
+        whole = end + int(length[1]) if length else end
+        if len(data) < whole:
+            return
+        self._data = data[whole:]
+        self.drive.replied(self, int(head[9:12]), b"\r\nretry-after:" in head, data[end:whole])
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        if self.asked is not None:
+            self.drive.replied(self, 0, False, b"")
+
+
+_LENGTH = re.compile(rb"content-length: (\d+)")
+_IDLE_S = 50.0  # a caller gives up an idle connection before the server does, or its next request may meet the closing
 
 
 def request(path: str, body: Any, *, method: str = "POST", headers: str = "") -> bytes:
@@ -195,6 +225,82 @@ def request(path: str, body: Any, *, method: str = "POST", headers: str = "") ->
     data = json.dumps(body).encode()
     head = f"{method} {path} HTTP/1.1\r\nHost: l\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n{headers}\r\n"
     return head.encode() + data
+
+
+class _Drive:
+    """One run of the generator, without a task for a request: its own time is part of every time it measures."""
+
+    def __init__(
+        self, port: int, requests: Sequence[bytes], seconds: float, note: Callable[[int, int, bytes], None] | None
+    ) -> None:
+        self.port, self.requests, self.seconds, self.note = port, requests, seconds, note
+        self.sent: list[Sent] = []
+        self.idle: list[_Connection] = []
+        self.open = 0  # requests without a reply
+        self.again: Callable[[_Connection], None] = self.idle.append  # what a connection does after a reply
+        self.quiet = asyncio.Event()
+        self.connecting: set[asyncio.Task[None]] = set()
+        self.start = time.perf_counter()
+
+    def now(self) -> float:
+        return time.perf_counter() - self.start
+
+    async def connect(self) -> _Connection:
+        loop = asyncio.get_running_loop()
+        return (await loop.create_connection(lambda: _Connection(self), "127.0.0.1", self.port))[1]
+
+    def send(self, number: int, intended: float) -> None:
+        """On an idle connection, or a new one."""
+        self.open += 1
+        self.quiet.clear()
+        while self.idle:
+            own = self.idle.pop()
+            if not own.closed:
+                own.ask(number, intended, self.requests[number % len(self.requests)])
+                return
+        task = asyncio.ensure_future(self._on_new(number, intended))
+        self.connecting.add(task)
+        task.add_done_callback(self.connecting.discard)
+
+    async def _on_new(self, number: int, intended: float) -> None:
+        try:
+            own = await self.connect()
+        except OSError:
+            self._done(Sent(intended, intended, self.now(), 0, False, number))
+            return
+        own.ask(number, intended, self.requests[number % len(self.requests)])
+
+    def replied(self, own: _Connection, status: int, hint: bool, body: bytes) -> None:
+        """Notes a reply; status 0 where the connection broke."""
+        assert own.asked is not None
+        number, intended, at = own.asked
+        own.asked = None
+        own.idle_since = self.now()
+        self._done(Sent(intended, at, own.idle_since, status, hint, number))
+        if self.note is not None:
+            self.note(number, status, body)
+        if status:
+            self.again(own)
+
+    def _done(self, own: Sent) -> None:
+        self.sent.append(own)
+        self.open -= 1
+        if not self.open:
+            self.quiet.set()
+
+    def give_up_idle(self) -> None:
+        """The longest unused stand first."""
+        while self.idle and self.now() - self.idle[0].idle_since > _IDLE_S:
+            self._close(self.idle.pop(0))
+
+    @staticmethod
+    def _close(own: _Connection) -> None:
+        if own.transport is not None:
+            own.transport.close()
+
+    def close(self) -> None:
+        for own in self.idle:
+            self._close(own)
 
 
 async def _drive(
@@ -206,61 +312,58 @@ async def _drive(
     note: Callable[[int, int, bytes], None] | None,
     tick: Callable[[float], Any] | None,
 ) -> Load:
-    idle: list[_Connection] = []
-    sent: list[Sent] = []
-
-    async def connect() -> _Connection:
-        return _Connection(*await asyncio.open_connection("127.0.0.1", port))
-
-    idle += [await connect() for _ in range(connections if moments is None else min(connections, 32))]
-    start = time.perf_counter()
-
-    async def one(number: int, intended: float) -> None:
-        try:
-            while idle and idle[-1].reader.at_eof():  # closed by the server while it was idle
-                idle.pop().writer.close()
-            own = idle.pop() if idle else await connect()
-        except OSError:
-            sent.append(Sent(intended, intended, time.perf_counter() - start, 0, False, number))
-            return
-        at = time.perf_counter() - start
-        status, hint, body = await own.ask(requests[number % len(requests)])
-        sent.append(Sent(intended, at, time.perf_counter() - start, status, hint, number))
-        if note is not None:
-            note(number, status, body)
-        if status:
-            idle.append(own)
-        else:
-            own.writer.close()
+    run = _Drive(port, requests, seconds, note)
+    first = [await run.connect() for _ in range(connections)]
+    run.start = time.perf_counter()
 
     async def ticking() -> None:
-        while tick is not None:
-            tick(time.perf_counter() - start)
+        while True:
+            if tick is not None:
+                tick(run.now())
+            run.give_up_idle()
             await asyncio.sleep(0.5)
 
     ticker = asyncio.create_task(ticking())
     if moments is None:
-        numbers = iter(range(10**9))
+        numbers = itertools.count()
 
-        async def loop() -> None:
-            while (now := time.perf_counter() - start) < seconds:
-                await one(next(numbers), now)
+        def again(own: _Connection) -> None:
+            now = run.now()
+            if now >= seconds:
+                run.idle.append(own)
+                return
+            run.open += 1
+            run.quiet.clear()
+            number = next(numbers)
+            own.ask(number, now, requests[number % len(requests)])
 
-        await asyncio.gather(*(loop() for _ in range(connections)))
+        run.again = again
+        for own in first:
+            again(own)
     else:
-        tasks = set()
+        run.idle += first
         for number, moment in enumerate(moments):
-            while (wait := moment - (time.perf_counter() - start)) > 0:
-                await asyncio.sleep(wait if wait > 0.002 else 0)
-            task = asyncio.create_task(one(number, moment))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        if tasks:
-            await asyncio.wait(tasks, timeout=60)
+            # timers count whole milliseconds: up to one late, which counts against the server
+            while (wait := moment - run.now()) > 0:
+                await asyncio.sleep(wait)
+            run.send(number, moment)
+    if run.open:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(run.quiet.wait(), 60)
     ticker.cancel()
-    for own in idle:
-        own.writer.close()
-    return Load(seconds, sent)
+    run.close()
+    return Load(seconds, run.sent)
+
+
+def _run(main: Coroutine[Any, Any, Load]) -> Load:
+    """On the faster loop; no garbage collection, which would walk a million notes and stand in the measured times."""
+    gc.collect()
+    gc.disable()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main)
+    finally:
+        gc.enable()
 
 
 def open_loop(
@@ -278,9 +381,9 @@ def open_loop(
     moments, at = [], 0.0
     while (at := at + rng.expovariate(rate)) < seconds:
         moments.append(at)
-    return asyncio.run(_drive(port, requests, moments, seconds, 32, note, tick))
+    return _run(_drive(port, requests, moments, seconds, 32, note, tick))
 
 
 def closed_loop(port: int, requests: Sequence[bytes], *, connections: int, seconds: float) -> Load:
     """So many callers, each with its next request as soon as the last is answered: the peak of what is served."""
-    return asyncio.run(_drive(port, requests, None, seconds, connections, None, None))
+    return _run(_drive(port, requests, None, seconds, connections, None, None))

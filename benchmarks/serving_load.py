@@ -93,6 +93,9 @@ def main() -> int:
     quick_ms = [1e3 * (own.done - own.sent) for own in refused]
     other = len(overload.sent) - len(refused) - len(overload.of(200))
 
+    for name, load in (("70% of capacity", steady), ("2x overload", overload)):
+        for code in sorted({own.status for own in load.sent} - {200}):
+            bench.row(system="rankloom", variant=name, metric=f"status_{code}", value=len(load.of(code)), n=len(load.sent))
     bench.row(system="rankloom", variant="start", metric="ready_s", value=round(ready_s, 2), n=1)
     bench.row(system="rankloom", variant="64 callers", metric="peak_per_s", value=round(before, 1), n=1)
     for metric, value in (("p50_ms", p50), ("p99_ms", p99), ("p99.9_ms", p999), ("errors", wrong), ("memory_first_mb", first), ("memory_last_mb", last)):
