@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import random
 import resource
 import shutil
@@ -27,17 +28,20 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from _common import ROOT, Benchmark
+from _common import ROOT, Benchmark, argument_parser
 from _damage import damaged_folders
 from _report import publish
 from _rules import Row, random_rule
 from _serving import LiveServer, small_models
 
 sys.path.insert(0, str(ROOT))
+from rankloom.progress import Progress
 from rankloom.recommender import Rankloom
 from rankloom.requests import Recommendation, Request
 from rankloom.serving.app import create_app
@@ -353,22 +357,75 @@ def unreliable_of(serving: Any, unreliable: Unreliable) -> Unreliable:
     return unreliable
 
 
-def main() -> int:
-    bench = Benchmark.from_args("serving_fuzz", __doc__)
+# -- cells -----------------------------------------------------------------------------------------------------------------
+
+
+def _quiet() -> None:
     logging.getLogger("rankloom").setLevel(logging.CRITICAL)
     torch.set_num_threads(1)
+
+
+def schemathesis_cell(model: str, n: int, seed: int) -> dict[str, Any]:
+    generated, wrong = schemathesis_runs(Path(model), n)
+    return {"count": {"requests": generated}, "wrong": wrong}
+
+
+def mutations_cell(model: str, n: int, seed: int) -> dict[str, Any]:
+    statuses, wrong = asyncio.run(mutations(Path(model), n, seed))
+    return {"count": {f"status_{status}": own for status, own in statuses.items()}, "wrong": wrong[:20]}
+
+
+def rules_cell(model: str, n: int, seed: int) -> dict[str, Any]:
+    return {"count": dict(asyncio.run(rules(Path(model), n, seed))), "wrong": []}
+
+
+CELLS = {"schemathesis": schemathesis_cell, "mutations": mutations_cell, "rules": rules_cell}
+
+
+def measured(bench: Benchmark, model: Path, parts: Sequence[tuple[str, int, int]], workers: int) -> dict[str, tuple[Counter[str], list[str]]]:
+    """Counts and findings by part; each cell in a process of its own, kept when it is done.
+
+    Args:
+        parts: (part, how many requests, seed), a cell each.
+    """
+    told: dict[str, tuple[Counter[str], list[str]]] = {name: (Counter(), []) for name in CELLS}
+    keys = [{"part": part, "n": n, "seed": seed} for part, n, seed in parts]
+    missing = [key for key in keys if bench.args.fresh or bench.store.get(key) is None]
+    bar = Progress("fuzzing", len(keys), unit="cells", done=len(keys) - len(missing))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_quiet) as pool:
+        running = {pool.submit(CELLS[str(key["part"])], str(model), int(key["n"]), int(key["seed"])): key for key in missing}
+        for done in as_completed(running):
+            bench.store.put(running[done], done.result())
+            bar.advance()
+    bar.close()
+    for key in keys:
+        cell = bench.store.get(key)
+        count, wrong = told[str(key["part"])]
+        count.update(cell["count"])
+        wrong += cell["wrong"]
+    return told
+
+
+def main() -> int:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes side by side")
+    bench = Benchmark.from_args("serving_fuzz", __doc__, parser=parser, sources=("rankloom", "benchmarks/serving_fuzz.py", "benchmarks/_rules.py"))
+    _quiet()
     seed = bench.seeds[0]
-    each, n_mutations, n_rules = (4, 4_000, 1_200) if bench.quick else (400, 1_000_000, 50_000)
+    each, n_mutations, n_rules, cells = (4, 4_000, 1_200, 1) if bench.quick else (400, 1_000_000, 50_000, 20)
     (model,) = small_models(1)
     with tempfile.TemporaryDirectory() as place:
         broken = folders(model, Path(place))
         full = disk(model, Path(place))
-    generated, disliked = schemathesis_runs(model, each)
-    statuses, wrong = asyncio.run(mutations(model, n_mutations, seed))
-    told = asyncio.run(rules(model, n_rules, seed))
+    parts = [("schemathesis", each, seed)]
+    parts += [("mutations", n_mutations // cells, 1000 * seed + cell) for cell in range(cells)]
+    parts += [("rules", n_rules // cells, 1000 * seed + cell) for cell in range(cells)]
+    own = measured(bench, model, parts, bench.args.workers)
+    generated, disliked = own["schemathesis"][0]["requests"], own["schemathesis"][1]
+    (statuses, wrong), (told, _) = own["mutations"], own["rules"]
 
     for status, n in sorted(statuses.items()):
-        bench.row(system="rankloom", variant="mutations", metric=f"status_{status}", value=n)
+        bench.row(system="rankloom", variant="mutations", metric=status, value=n)
     for name, n in sorted(told.items()):
         bench.row(system="rankloom", variant="rules", metric=name, value=n)
     for text in [*broken["accepted"], *broken["unnamed"], *disliked, *wrong][:10]:
