@@ -389,18 +389,19 @@ def measured(bench: Benchmark, model: Path, parts: Sequence[tuple[str, int, int]
         parts: (part, how many requests, seed), a cell each.
     """
     told: dict[str, tuple[Counter[str], list[str]]] = {name: (Counter(), []) for name in CELLS}
-    keys = [{"part": part, "n": n, "seed": seed} for part, n, seed in parts]
+    keys: list[dict[str, Any]] = [{"part": part, "n": n, "seed": seed} for part, n, seed in parts]
     missing = [key for key in keys if bench.args.fresh or bench.store.get(key) is None]
     bar = Progress("fuzzing", len(keys), unit="cells", done=len(keys) - len(missing))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_quiet) as pool:
-        running = {pool.submit(CELLS[str(key["part"])], str(model), int(key["n"]), int(key["seed"])): key for key in missing}
+        running = {pool.submit(CELLS[key["part"]], str(model), key["n"], key["seed"]): key for key in missing}
         for done in as_completed(running):
             bench.store.put(running[done], done.result())
             bar.advance()
     bar.close()
     for key in keys:
         cell = bench.store.get(key)
-        count, wrong = told[str(key["part"])]
+        assert cell is not None
+        count, wrong = told[key["part"]]
         count.update(cell["count"])
         wrong += cell["wrong"]
     return told
