@@ -29,6 +29,7 @@ from rankloom.models.age import AgeHead, age_bucket
 from rankloom.models.context import ContextBatch, ContextKV, ContextProcessor, visibility
 from rankloom.models.folded import LIMIT, FoldedDecoder
 from rankloom.models.items import ItemEncoder
+from rankloom.models.kept_context import KeptContext, with_kept
 from rankloom.models.layers import (
     GatedFFN,
     LazyCrossAttention,
@@ -247,8 +248,14 @@ class LazyDecoder(nn.Module):
 
     # -- decoding: the context once, then code by code -------------------------------------------------------------
 
-    def prefill(self, batch: ContextBatch, surface_B: Tensor | None = None) -> Prefix:
-        """Computes the context of B requests; the one target of each comes right after its history."""
+    def prefill(
+        self, batch: ContextBatch, surface_B: Tensor | None = None, *, kept: Sequence[KeptContext | None] | None = None
+    ) -> Prefix:
+        """Computes the context of B requests; the one target of each comes right after its history.
+
+        Args:
+            kept: what earlier requests left of theirs (`Prefix.kept`), for each of these or None.
+        """
         compiled = self._kernels()
         if compiled is not None and compiled.serves(batch):
             context = compiled.context(self, batch, surface_B)
@@ -259,13 +266,22 @@ class LazyDecoder(nn.Module):
         if surface_B is None:
             surface_B = torch.zeros(batch.batch_size, dtype=torch.long, device=batch.item_BT.device)
         pool = self._pool(batch, vectors, batch.length_B[:, None], last=not torch.is_grad_enabled())
-        made = self._plain(batch, vectors)
-        return Prefix(lambda: made, surface_B, None if pool is None else pool[:, 0], decoder=self._inference())
+        now = None
+        if kept is None or self._plainly() or batch.item_BT.device.type != "cpu":
+            made = self._plain(batch, vectors)
+        else:
+            kv, now = with_kept(self.context, batch, vectors, kept)
+            made = (kv, *self._seen(kv, batch))
+        pool_BD = None if pool is None else pool[:, 0]
+        return Prefix(lambda: made, surface_B, pool_BD, decoder=self._inference(), kept=now)
 
     def _plain(self, batch: ContextBatch, vectors: Tensor | None = None) -> tuple[ContextKV, Tensor, Tensor]:
         """Keys and values of the context, recency ranks, and what the target after the history sees."""
         kv = self.context(batch, self.items(batch.item_BT) if vectors is None else vectors)
-        return kv, *visibility(kv, batch.length_B[:, None], self.config.max_history)
+        return kv, *self._seen(kv, batch)
+
+    def _seen(self, kv: ContextKV, batch: ContextBatch) -> tuple[Tensor, Tensor]:
+        return visibility(kv, batch.length_B[:, None], self.config.max_history)
 
     def steps(self, prefix: Prefix) -> CompiledSteps | None:
         """The search that the kernels do; None where they do not."""

@@ -17,6 +17,7 @@ from rankloom.models.folded import FoldedContext, FoldedDecoder
 
 if TYPE_CHECKING:
     from rankloom.models.compiled import CompiledSteps
+    from rankloom.models.kept_context import KeptContext
 
 
 @dataclass
@@ -29,6 +30,8 @@ class Prefix:
         decoder: the folded blocks that continue it, where no gradient is asked for; None leaves it to the plain ones.
         folded: the context as folded blocks read it.
         compiled: the kernels that continue it instead, with the context as they read it.
+        kept: of each request what its next one may use again (kept_context.py); None where that was not asked for or the
+            kernels made the context.
     """
 
     plain: Callable[[], tuple[ContextKV, Tensor, Tensor]]
@@ -38,6 +41,7 @@ class Prefix:
     decoder: FoldedDecoder | None = None
     folded: FoldedContext | None = None
     compiled: CompiledSteps | None = None
+    kept: list[KeptContext | None] | None = None
 
     @cached_property
     def _context(self) -> tuple[ContextKV, Tensor, Tensor]:
