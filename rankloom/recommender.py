@@ -116,7 +116,7 @@ class Rankloom:
         self.config = config
         self.tokenizer = tokenizer
         self.model = model.eval()
-        self.model.engine = config.decoding.engine
+        self.model.engine, self.model.precision = config.decoding.engine, config.decoding.precision
         self.items = items
         self.weights = weights or Weights()
         self.generator_weights = generator_weights or replace(self.weights, mix=1.0, refine=0.0)

@@ -18,12 +18,15 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rankloom.config import ModelConfig
 from rankloom.data.schema import EVENT_KINDS, SURFACES
 from rankloom.models.items import ItemEncoder
 from rankloom.models.layers import RMSNorm
 
+_ROWS: Final = 16
+"""A product of fewer rows adds up in another order: beside others an element would not be, to the bit, what it is alone."""
 N_WATCH_BUCKETS: Final = 12
 N_GAP_BUCKETS: Final = 32
 N_POSITION_BUCKETS: Final = 12
@@ -125,7 +128,13 @@ class ContextProcessor(nn.Module):
     ) -> Tensor:
         """(..., d_context) elements of interactions before their norms, from item vectors (..., D_item) and (...) features."""
         own = [self.kind(kind), self.watch(watch), self.gap(gap), self.surface(surface), self.position(position)]
-        out: Tensor = self.history_path(torch.cat([vector, *own], dim=-1))
+        features = torch.cat([vector.to(self.null.dtype), *own], dim=-1)
+        n_rows = features.shape[:-1].numel()
+        if n_rows < _ROWS and not torch.is_grad_enabled():
+            rows = F.pad(features.view(n_rows, -1), (0, 0, 0, _ROWS - n_rows))
+            few: Tensor = self.history_path(rows)[:n_rows].view(*features.shape[:-1], -1)
+            return few
+        out: Tensor = self.history_path(features)
         return out
 
     def normed(self, elements: Tensor) -> list[Tensor]:
@@ -156,7 +165,7 @@ class ContextProcessor(nn.Module):
         if batch.user_BF is not None:
             parts.append(self.user_path(self.user(batch.user_BF))[:, None])
         if batch.query_BQD is not None and batch.query_from_BQ is not None:
-            parts.append(self.query_path(batch.query_BQD))
+            parts.append(self.query_path(batch.query_BQD.to(self.null.dtype)))
         return parts, self._further_from(batch)
 
     @staticmethod

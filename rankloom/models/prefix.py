@@ -30,6 +30,7 @@ class Prefix:
         decoder: the folded blocks that continue it, where no gradient is asked for; None leaves it to the plain ones.
         folded: the context as folded blocks read it.
         compiled: the kernels that continue it instead, with the context as they read it.
+        narrow: the context in another width than the plain one, for folded blocks of that width.
         kept: of each request what its next one may use again (kept_context.py); None where that was not asked for or the
             kernels made the context.
     """
@@ -41,11 +42,17 @@ class Prefix:
     decoder: FoldedDecoder | None = None
     folded: FoldedContext | None = None
     compiled: CompiledSteps | None = None
+    narrow: tuple[ContextKV, Tensor, Tensor] | None = None
     kept: list[KeptContext | None] | None = None
 
     @cached_property
     def _context(self) -> tuple[ContextKV, Tensor, Tensor]:
         return self.plain()
+
+    @property
+    def reading(self) -> tuple[ContextKV, Tensor, Tensor]:
+        """The context as the folded blocks read it: keys and values in their width, ranks, visibility."""
+        return self._context if self.narrow is None else self.narrow
 
     @property
     def kv(self) -> ContextKV:

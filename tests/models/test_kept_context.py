@@ -98,8 +98,8 @@ def same_search(model: LazyDecoder, trie: Trie, index: MaskIndex, batch: Context
     masks = index.requests([None] * batch.batch_size)
     found, twin = (beam_search(model, own, trie, beam=12, masks=masks) for own in (prefix, anew))
     assert torch.equal(found.leaf_BW, twin.leaf_BW)
-    torch.testing.assert_close(found.log_prob_BW, twin.log_prob_BW, rtol=1e-6, atol=3e-6)
-    torch.testing.assert_close(model.user(prefix), model.user(anew), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.log_prob_BW, twin.log_prob_BW, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(model.user(prefix), model.user(anew), rtol=1e-6, atol=1e-6)
     return prefix.kept
 
 
