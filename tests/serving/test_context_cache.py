@@ -89,7 +89,7 @@ def pair(model_path: Path, tmp_path: Path) -> Iterator[tuple[TestClient, TestCli
     clients = []
     for size in (4, 0):
         model = Rankloom.from_pretrained(model_path)
-        model.config.decoding.engine = model.model.engine = "eager"  # the kernels keep nothing
+        model.model.engine = "eager"  # the kernels keep nothing
         settings_ = ServerSettings(state=tmp_path / f"{size}.sqlite", context_cache_mb=size, folder=model_path)
         clients.append(TestClient(create_app(model, settings_)))
     with clients[0] as cached, clients[1] as plain:
