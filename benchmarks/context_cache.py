@@ -38,7 +38,13 @@ from rankloom.models.kept_context import KeptContext
 from rankloom.models.lazy_decoder import LazyDecoder
 from rankloom.semantic.trie import Trie
 
-SOURCES = ("rankloom/models", "rankloom/decoding", "rankloom/semantic/trie.py", "rankloom/config.py", "benchmarks/context_cache.py")
+SOURCES = (
+    "rankloom/models",
+    "rankloom/decoding",
+    "rankloom/semantic/trie.py",
+    "rankloom/config.py",
+    "benchmarks/context_cache.py",
+)
 N_ITEMS: Final = 12_000
 TOLERANCE: Final = 1e-4
 # preset, history, beam, codebook, repeats, at most so much of a cold request
@@ -102,7 +108,7 @@ def compare(preset: str, history: int, beam: int, codebook: int, repeats: int, s
         context = (time.process_time() - begun) * 1e3
         return context, prefix, beam_search(model, prefix, trie, beam=beam, masks=masks)
 
-    kept = model.prefill(batch, kept=[None]).kept
+    before = model.prefill(batch, kept=[None]).kept
     times: dict[str, list[float]] = {name: [] for name in ("cold", "cached", "cold context", "cached context")}
     equal, worst, size = True, 0.0, 0
     for turn in range(repeats + 2):
@@ -110,17 +116,23 @@ def compare(preset: str, history: int, beam: int, codebook: int, repeats: int, s
         results = {}
         # whoever goes second finds a warmer memory
         for name in ("cold", "cached") if turn % 2 else ("cached", "cold"):
-            whole, results[name] = cpu_ms(lambda name=name: request(batch, kept if name == "cached" else None))
+            kept = before if name == "cached" else None
+            whole, results[name] = cpu_ms(lambda batch=batch, kept=kept: request(batch, kept))
             if turn >= 2:
                 times[name].append(whole)
                 times[f"{name} context"].append(results[name][0])
         cold, cached = results["cold"][2], results["cached"][2]
         equal &= torch.equal(cold.leaf_BW, cached.leaf_BW)
         worst = max(worst, float((cold.log_prob_BW - cached.log_prob_BW).abs().max()))
-        kept = results["cached"][1].kept
-        assert kept[0].reused == history - 1
-        size = kept[0].nbytes
-    return {**{name: statistics.median(own) for name, own in times.items()}, "equal": equal, "difference": worst, "bytes": size}
+        before = results["cached"][1].kept
+        assert before[0].reused == history - 1
+        size = before[0].nbytes
+    return {
+        **{name: statistics.median(own) for name, own in times.items()},
+        "equal": equal,
+        "difference": worst,
+        "bytes": size,
+    }
 
 
 @torch.no_grad()
@@ -151,7 +163,14 @@ def main() -> int:
     seed = bench.seeds[0]
     table = "| model, history, beam | cold, ms | cached, ms | of that contexts, ms | kept of a person |\n|---|---|---|---|---|\n"
     for preset, history, beam, codebook, repeats, wanted in QUICK if bench.quick else FULL:
-        key = {"preset": preset, "history": history, "beam": beam, "codebook": codebook, "repeats": repeats, "seed": seed}
+        key = {
+            "preset": preset,
+            "history": history,
+            "beam": beam,
+            "codebook": codebook,
+            "repeats": repeats,
+            "seed": seed,
+        }
         own = bench.cell(key, lambda key=key: compare(**key))
         name = f"{preset}, history {history:,}, beam {beam}"
         for metric in ("cold", "cached", "cold context", "cached context"):
@@ -159,7 +178,9 @@ def main() -> int:
         bench.row(system="eager", variant=name, metric="bytes kept of a person", value=own["bytes"])
         bench.check(f"{name}: same IDs in the same order", own["equal"], target=True)
         bench.check(f"{name}: largest difference of log-probabilities", own["difference"], at_most=TOLERANCE)
-        bench.check(f"{name}: its context over a cold one", round(own["cached context"] / own["cold context"], 2), at_most=1)
+        bench.check(
+            f"{name}: its context over a cold one", round(own["cached context"] / own["cold context"], 2), at_most=1
+        )
         bench.check(f"{name}: cached request over a cold one", round(own["cached"] / own["cold"], 2), at_most=wanted)
         table += (
             f"| {name} | {own['cold']:.2f} | {own['cached']:.2f} | {own['cold context']:.2f}, {own['cached context']:.2f} | "
@@ -170,7 +191,14 @@ def main() -> int:
         repeats = 41 if bench.quick else 301
         own = bench.cell({"what": "at most", "repeats": repeats, "seed": seed}, lambda: at_most(repeats, seed))
         for metric, value in own.items():
-            bench.row(system="compiled", variant="small, history 50, beam 128", metric=f"{metric}, cpu ms", value=value, n=repeats, seed=seed)
+            bench.row(
+                system="compiled",
+                variant="small, history 50, beam 128",
+                metric=f"{metric}, cpu ms",
+                value=value,
+                n=repeats,
+                seed=seed,
+            )
         saved = own["context of 50"] - own["context of 1"]
         least = (
             f". With the compiled kernels (`small`, history 50) a context costs {own['context of 50']:.3f} ms, one of a single event "

@@ -55,7 +55,8 @@ QUICK: Final = ((1, 10, 3, 12), (1, 64, 1, 60), (1, 256, 1, 120), (2, 32, 1, 30)
 PER_REPEAT: Final = 5
 """Searches of rankloom's for each of `generate`."""
 TOLERANCE: Final = 1e-4
-HALF_BEAM, HALF_TIMES: Final = 64, 150
+HALF_BEAM: Final = 64
+HALF_TIMES: Final = 150
 NO_AMX: Final = "not run: no AMX on this processor"
 
 

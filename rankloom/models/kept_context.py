@@ -125,7 +125,12 @@ def _again(
     event_P: NDArray[np.int64], vector_PZ: Tensor, own: KeptContext | None, weights: Weights
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Places of a history whose elements are there already, and where."""
-    if own is None or not len(event_P) or not _same(own.weights, weights) or own.vector_PZ.shape[1] != vector_PZ.shape[1]:
+    if (
+        own is None
+        or not len(event_P)
+        or not _same(own.weights, weights)
+        or own.vector_PZ.shape[1] != vector_PZ.shape[1]
+    ):
         return _NONE, _NONE
     order = np.argsort(own.event_P, kind="stable")
     at = order[np.minimum(np.searchsorted(own.event_P, event_P, sorter=order), len(order) - 1)]

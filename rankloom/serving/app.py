@@ -177,6 +177,7 @@ class Serving:
             stored = float("nan")
         kept: dict[str, tuple[str, float]] = {}
         if self.contexts is not None:
+            self.contexts.sweep()
             kept = {
                 "rankloom_context_cache_bytes": ("Memory of the contexts that are kept.", float(self.contexts.nbytes)),
                 "rankloom_context_cache_people": ("People whose context is kept.", float(len(self.contexts))),

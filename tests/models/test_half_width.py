@@ -165,6 +165,7 @@ def test_a_torch_that_knows_nothing_of_amx_has_none(monkeypatch: pytest.MonkeyPa
         elif expected:
             monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", asked, raising=False)
         else:
+
             def fails() -> bool:
                 raise RuntimeError("no cpuinfo")
 

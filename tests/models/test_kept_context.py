@@ -23,7 +23,20 @@ from tests.models.test_folded import OPTIONS, random_norms
 
 WINDOW = 20
 Event = tuple[int, int, int, int, int, int]
-OPERATIONS = ("append", "append", "append", "late", "edit", "drop", "forget", "repeat", "item", "catalogue", "weights", "nothing")
+OPERATIONS = (
+    "append",
+    "append",
+    "append",
+    "late",
+    "edit",
+    "drop",
+    "forget",
+    "repeat",
+    "item",
+    "catalogue",
+    "weights",
+    "nothing",
+)
 
 
 def eager(**options: Any) -> LazyDecoder:
@@ -85,7 +98,9 @@ def happens(what: str, history: list[Event], model: LazyDecoder, rng: np.random.
             model.context.key_norms[0].gain += 0.1  # type: ignore[operator]
 
 
-def same_search(model: LazyDecoder, trie: Trie, index: MaskIndex, batch: ContextBatch, kept: Any) -> list[KeptContext | None]:
+def same_search(
+    model: LazyDecoder, trie: Trie, index: MaskIndex, batch: ContextBatch, kept: Any
+) -> list[KeptContext | None]:
     """Asserts that the search is the same, and gives what is kept now."""
     prefix, anew = model.prefill(batch, kept=kept), model.prefill(batch)
     assert prefix.kept is not None
@@ -125,7 +140,9 @@ def test_whatever_happens_to_histories_the_search_is_that_of_contexts_computed_a
         kept = same_search(model, trie, index, batch_of(histories, rng), kept)
 
 
-def computed(model: LazyDecoder, histories: list[list[Event]], kept: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Any]:
+def computed(
+    model: LazyDecoder, histories: list[list[Event]], kept: Any, monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, Any]:
     """How many interactions a request computed, and what it kept."""
     rows: list[int] = []
     honest = ContextProcessor.interactions
@@ -138,7 +155,9 @@ def computed(model: LazyDecoder, histories: list[list[Event]], kept: Any, monkey
         patched.setattr(ContextProcessor, "interactions", counted)
         prefix = model.prefill(batch_of(histories, np.random.default_rng(0)), kept=kept)
     assert prefix.kept is not None
-    assert sum(rows) == sum(map(len, (own[-WINDOW:] for own in histories))) - sum(own.reused for own in prefix.kept if own)
+    assert sum(rows) == sum(map(len, (own[-WINDOW:] for own in histories))) - sum(
+        own.reused for own in prefix.kept if own
+    )
     return sum(rows), prefix.kept
 
 

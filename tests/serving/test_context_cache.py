@@ -30,7 +30,11 @@ def own(size: int, reused: int = 0) -> KeptContext:
 @settings(max_examples=60)
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["put", "put", "put", "get", "forget", "later"]), st.sampled_from("abcdef"), st.integers(0, 9000)),
+        st.tuples(
+            st.sampled_from(["put", "put", "put", "get", "forget", "later"]),
+            st.sampled_from("abcdef"),
+            st.integers(0, 9000),
+        ),
         max_size=60,
     )
 )
@@ -58,7 +62,11 @@ def test_bytes_are_counted_and_bounded_and_the_forgotten_stay_away(steps: list[t
         assert all(there[name] == {} for name in gone)
         assert all(context is inside[name][v] for name, versions in there.items() for v, context in versions.items())
         assert max((len(versions) for versions in there.values()), default=0) <= 2
-        assert cache.nbytes == sum(context.nbytes for versions in there.values() for context in versions.values()) <= cache.limit
+        assert (
+            cache.nbytes
+            == sum(context.nbytes for versions in there.values() for context in versions.values())
+            <= cache.limit
+        )
         assert len(cache) == sum(bool(versions) for versions in there.values())
     assert told["hit"] + told["miss"] == sum(what == "put" for what, _, _ in steps)
 
@@ -127,12 +135,29 @@ def test_answers_are_those_of_a_server_without_it(pair: tuple[TestClient, TestCl
     people = [model.users[0], model.users[1], "stranger"]
     for step in range(60):
         person, item = people[rng.integers(3)], items[rng.integers(len(items))]
-        what = rng.choice(["event", "event", "event", "late", "again", "put", "new", "remove", "forget"], p=[0.2, 0.2, 0.2, 0.1, 0.1, 0.06, 0.06, 0.06, 0.02])
+        what = rng.choice(
+            ["event", "event", "event", "late", "again", "put", "new", "remove", "forget"],
+            p=[0.2, 0.2, 0.2, 0.1, 0.1, 0.06, 0.06, 0.06, 0.02],
+        )
         if what in ("event", "again"):
             name = f"e{step}" if what == "event" else f"e{step // 2}"
-            tell(pair, event_id=name, user_id=person, item_id=item, event="click", timestamp=f"2026-01-01T00:{step:02}:00Z")
+            tell(
+                pair,
+                event_id=name,
+                user_id=person,
+                item_id=item,
+                event="click",
+                timestamp=f"2026-01-01T00:{step:02}:00Z",
+            )
         elif what == "late":
-            tell(pair, user_id=person, item_id=item, event="purchase", timestamp="2025-12-01T00:00:00Z", event_id=f"late{step}")
+            tell(
+                pair,
+                user_id=person,
+                item_id=item,
+                event="purchase",
+                timestamp="2025-12-01T00:00:00Z",
+                event_id=f"late{step}",
+            )
         elif what == "put":
             known = {"item_id": item, "title": "changed", "price_micros": int(rng.integers(10**8)), "brand": f"b{step}"}
             assert all(client.put("/v1/items", json={"items": [known]}).status_code == 200 for client in pair)
@@ -175,7 +200,9 @@ def test_a_person_who_is_forgotten_is_gone_at_once_and_stays_away(pair: tuple[Te
 
     service._people = slow  # type: ignore[method-assign]
     replies: list[Any] = []
-    asking = threading.Thread(target=lambda: replies.append(client.post("/v1/recommend", json={"user_id": "somebody", "k": 5})))
+    asking = threading.Thread(
+        target=lambda: replies.append(client.post("/v1/recommend", json={"user_id": "somebody", "k": 5}))
+    )
     asking.start()
     assert read.wait(10)
     assert client.delete("/v1/users/somebody").json()["events_removed"] == 1
@@ -187,7 +214,9 @@ def test_a_person_who_is_forgotten_is_gone_at_once_and_stays_away(pair: tuple[Te
     assert cache.get(model.model_version, "somebody") is None
 
 
-def test_what_another_server_was_told_to_forget_is_gone_when_that_person_asks(pair: tuple[TestClient, TestClient]) -> None:
+def test_what_another_server_was_told_to_forget_is_gone_when_that_person_asks(
+    pair: tuple[TestClient, TestClient],
+) -> None:
     client, cache = pair[0], contexts(pair[0])
     user = serving_of(client).registry.routing.current.snapshot.model.users[0]
     client.post("/v1/recommend", json={"user_id": user, "k": 5})
@@ -199,7 +228,9 @@ def test_what_another_server_was_told_to_forget_is_gone_when_that_person_asks(pa
 
 def test_a_new_version_keeps_its_own_and_strangers_and_probes_leave_nothing(root: Path, tmp_path: Path) -> None:
     model = Rankloom.from_pretrained(root / "a")
-    app = create_app(model, ServerSettings(state=tmp_path / "s", context_cache_mb=4, folder=root / "a", asked=root / "a"))
+    app = create_app(
+        model, ServerSettings(state=tmp_path / "s", context_cache_mb=4, folder=root / "a", asked=root / "a")
+    )
     with TestClient(app) as client:
         serving_of(client).warm_up()
         client.post("/v1/recommend", json={"k": 5})
