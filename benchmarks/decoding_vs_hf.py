@@ -31,7 +31,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from _common import Benchmark
+from _common import ROOT, Benchmark, fingerprint
 from _half_width import quality
 from _performance import publish
 from _qwen import QwenGenerator
@@ -44,6 +44,7 @@ from rankloom.semantic.trie import Trie
 
 SOURCES = ("rankloom/decoding/beam.py", "rankloom/decoding/masks.py", "rankloom/semantic/trie.py", "benchmarks/_qwen.py",
            "benchmarks/decoding_vs_hf.py")  # fmt: skip
+LISTS: Final = ("rankloom/models", "rankloom/decoding", "rankloom/config.py", "rankloom/recommender.py", "benchmarks/_half_width.py")
 HISTORY: Final = 256
 CODES: Final = (1024, 1024, 1024)
 N_ITEMS: Final = 20_000
@@ -192,8 +193,8 @@ def half_width(bench: Benchmark, seed: int) -> str:
         told = f"{name}, at least {HALF_TIMES} times less processor time: {NO_AMX}"
     preset, scale, epochs = ("tiny", 0.1, 2) if bench.quick else ("small", 1.0, None)
     key: dict[str, Any] = {"what": "lists in bf16", "preset": preset, "scale": scale, "epochs": epochs, "seed": seed}
-    folder = bench.store.path({**key, "sources": bench.store.fingerprint}).with_suffix("")
-    found = bench.cell(key, lambda: quality(folder, preset, scale, seed, epochs=epochs))
+    folder = bench.store.path({**key, "sources": fingerprint(ROOT / own for own in LISTS)}).with_suffix("")
+    found = bench.cell(key, lambda: quality(folder, preset, scale, seed, epochs=epochs), sources=LISTS)
     variant = f"{preset} on a bazaar (simulated)"
     for system in ("fp32", "bf16"):
         bench.row(system=f"rankloom {system}", variant=variant, metric="ndcg", k=10, masked=True, value=found[system], n=found["cases"], seed=seed)

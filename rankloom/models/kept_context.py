@@ -6,8 +6,8 @@ that it is made of is what it was: the features of the interaction, the item's v
 There is no rule for events that are appended, dropped, late, changed or repeated, nor for an item that changed: whatever was
 done to a history, equal elements are kept and no others.
 
-Made anew in every request: ranks, the pool and BOS, the null element, the user's static features, the query. The compiled
-decoder keeps nothing: its histories are short, and making them anew costs less than looking them up.
+Made anew in every request: ranks, the pool and BOS, the null element, the user's static features, the query; and whole contexts
+that cost less than looking them up, those of small models and short histories. So the compiled decoder keeps nothing.
 
 Shapes: B requests, P places of the history, F elements to be computed, N context elements, Z width of item vectors, C width of
 all keys and values of an element.
@@ -28,6 +28,8 @@ from torch import Tensor
 from rankloom.models.context import ContextBatch, ContextKV, ContextProcessor
 
 Weights = tuple[tuple["weakref.ref[Tensor]", int], ...]
+LEAST: Final = 50_000_000
+"""Multiplications of a context from which keeping pays: below, looking at what is there takes longer than computing it."""
 _OBJECTS: Final = 1000
 """Bytes of the objects around the arrays of one person."""
 _NONE: Final = np.zeros(0, np.int64)
@@ -66,6 +68,11 @@ class KeptContexts(Protocol):
     def put(self, version: str, person: str, own: KeptContext) -> None:
         """What it made now."""
         ...
+
+
+def worth_keeping(processor: ContextProcessor, places: int) -> bool:
+    """Whether contexts of so many interactions are."""
+    return places * sum(own.numel() for own in processor.history_path.parameters() if own.ndim == 2) >= LEAST
 
 
 def with_kept(

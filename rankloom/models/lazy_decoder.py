@@ -30,7 +30,7 @@ from rankloom.models.context import ContextBatch, ContextKV, ContextProcessor, v
 from rankloom.models.folded import LIMIT, FoldedDecoder
 from rankloom.models.half_width import HalfWidth
 from rankloom.models.items import ItemEncoder
-from rankloom.models.kept_context import KeptContext, with_kept
+from rankloom.models.kept_context import KeptContext, with_kept, worth_keeping
 from rankloom.models.layers import (
     GatedFFN,
     LazyCrossAttention,
@@ -272,15 +272,21 @@ class LazyDecoder(nn.Module):
             surface_B = torch.zeros(batch.batch_size, dtype=torch.long, device=batch.item_BT.device)
         pool = self._pool(batch, vectors, batch.length_B[:, None], last=not torch.is_grad_enabled())
         now = None
-        if kept is None or self._plainly() or batch.item_BT.device.type != "cpu":
-            kv = processor(batch, vectors)
-        else:
+        if kept is not None and self._keeps(batch):
             kv, now = with_kept(processor, batch, vectors, kept)
+        else:
+            kv = processor(batch, vectors)
         made = (kv, *self._seen(kv, batch))
         pool_BD = None if pool is None else pool[:, 0]
         if half is not None:
             return Prefix(lambda: self._plain(batch), surface_B, pool_BD, decoder=half.decoder, narrow=made, kept=now)
         return Prefix(lambda: made, surface_B, pool_BD, decoder=self._inference(), kept=now)
+
+    def _keeps(self, batch: ContextBatch) -> bool:
+        """Whether contexts are worth keeping, and are plain numbers."""
+        if self._plainly() or batch.item_BT.device.type != "cpu":
+            return False
+        return worth_keeping(self.context, batch.item_BT.shape[1])
 
     def _plain(self, batch: ContextBatch) -> tuple[ContextKV, Tensor, Tensor]:
         """Keys and values of the context, recency ranks, and what the target after the history sees."""

@@ -31,8 +31,8 @@ class Prefix:
         folded: the context as folded blocks read it.
         compiled: the kernels that continue it instead, with the context as they read it.
         narrow: the context in another width than the plain one, for folded blocks of that width.
-        kept: of each request what its next one may use again (kept_context.py); None where that was not asked for or the
-            kernels made the context.
+        kept: of each request what its next one may use again (kept_context.py); None where that was not asked for or is not
+            worth it.
     """
 
     plain: Callable[[], tuple[ContextKV, Tensor, Tensor]]

@@ -14,7 +14,7 @@ from rankloom.config import Config
 from rankloom.decoding.beam import beam_search
 from rankloom.decoding.masks import MaskIndex
 from rankloom.errors import RankloomError
-from rankloom.models import lazy_decoder
+from rankloom.models import kept_context, lazy_decoder
 from rankloom.models.folded import MANY
 from rankloom.recommender import Rankloom
 from rankloom.requests import Request
@@ -113,7 +113,8 @@ def test_changed_weights_are_taken_anew(change: Any) -> None:
 
 
 @torch.no_grad()
-def test_a_kept_context_is_of_one_precision() -> None:
+def test_a_kept_context_is_of_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_context, "LEAST", 0)
     rng = np.random.default_rng(0)
     model = small_model(max_history=20)
     model.engine = "eager"

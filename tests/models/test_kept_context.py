@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from rankloom.decoding.beam import beam_search
 from rankloom.decoding.masks import MaskIndex
+from rankloom.models import kept_context
 from rankloom.models.context import ContextBatch, ContextProcessor
 from rankloom.models.kept_context import KeptContext
 from rankloom.models.lazy_decoder import LazyDecoder
@@ -37,6 +39,13 @@ OPERATIONS = (
     "weights",
     "nothing",
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def keep_small_ones_too() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(kept_context, "LEAST", 0)
+        yield
 
 
 def eager(**options: Any) -> LazyDecoder:
@@ -207,3 +216,14 @@ def test_a_person_keeps_their_own_memory_and_the_kernels_nothing(monkeypatch: py
     model.engine = "auto"
     prefix = model.prefill(batch, kept=kept)
     assert (prefix.kept is None) == (prefix.compiled is not None)
+
+
+@torch.no_grad()
+def test_contexts_that_cost_less_than_looking_them_up_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    model = eager()
+    one_place = sum(own.numel() for own in model.context.history_path.parameters() if own.ndim == 2)
+    monkeypatch.setattr(kept_context, "LEAST", 10 * one_place)
+    for length, expected in ((9, False), (10, True), (WINDOW, True)):
+        history = [draw(rng) for _ in range(length)]
+        assert (model.prefill(batch_of([history], rng), kept=[None]).kept is not None) == expected

@@ -15,11 +15,17 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rankloom.models import kept_context
 from rankloom.models.kept_context import KeptContext
 from rankloom.recommender import Rankloom
 from rankloom.serving.app import Serving, create_app
 from rankloom.serving.context_cache import IDLE_S, ContextCache
 from rankloom.serving.settings import ServerSettings
+
+
+@pytest.fixture(autouse=True)
+def keep_small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_context, "LEAST", 0)
 
 
 def own(size: int, reused: int = 0) -> KeptContext:
