@@ -48,7 +48,7 @@ SOURCES = (
     "benchmarks/context_cache.py",
 )
 N_ITEMS: Final = 12_000
-TOLERANCE: Final = 1e-4
+TOLERANCE: Final = 1e-6
 # preset, history, beam, codebook, repeats, at most so much of a cold request
 FULL: Final = (
     ("small", 256, 128, 256, 101, 0.65),
