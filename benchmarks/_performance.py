@@ -8,7 +8,7 @@ from _common import ROOT, Benchmark
 from _report import section
 
 PAGE = ROOT / "docs" / "performance.md"
-ORDER = ("hf", "floor")
+ORDER = ("hf", "floor", "contexts")
 HEAD = """# Performance
 
 What decoding costs, in processor time: the time of all threads together, which other work on the machine disturbs less

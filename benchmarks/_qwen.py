@@ -95,22 +95,26 @@ class QwenGenerator:
         model: a `Qwen3ForCausalLM`; its weights are used, not trained.
         codebook_sizes: codes a level; code c of level l is the token `1 + sum(sizes before l) + c`.
         places: longest history and codes.
+        dtype: of matrices and of what passes between them; lengths, softmax and logits are fp32.
     """
 
-    def __init__(self, model: Any, codebook_sizes: tuple[int, ...], *, places: int = 320) -> None:
+    def __init__(
+        self, model: Any, codebook_sizes: tuple[int, ...], *, places: int = 320, dtype: torch.dtype = torch.float32
+    ) -> None:
         config = model.config
         self.codebook_sizes = codebook_sizes
         self.heads, self.groups, self.width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.eps = float(config.rms_norm_eps)
         weights = {name: value.detach() for name, value in model.state_dict().items()}
-        self.embedding = weights["model.embed_tokens.weight"]
+        self.embedding = weights["model.embed_tokens.weight"].to(dtype)
         self.first = [1 + sum(codebook_sizes[:level]) for level in range(len(codebook_sizes))]
         # `_unit` leaves out the root of the width; it is a factor of every gain
         root = math.sqrt(config.hidden_size)
         head = weights["lm_head.weight"] * weights["model.norm.weight"] * root
         self.level_heads = []
         for size, first in zip(codebook_sizes, self.first, strict=True):
-            self.level_heads.append(Packed(torch.cat([head[first : first + size], head[:first], head[first + size :]])))
+            own_head = torch.cat([head[first : first + size], head[:first], head[first + size :]])
+            self.level_heads.append(Packed(own_head))
         turns = _turns(places, self.width, float(config.rope_parameters["rope_theta"]))
         self.layers: list[_Layer] = []
         for number in range(config.num_hidden_layers):
@@ -125,15 +129,15 @@ class QwenGenerator:
             gain = torch.stack(gains + [own["self_attn.k_norm.weight"]] * self.groups) * math.sqrt(self.width)
             self.layers.append(
                 _Layer(
-                    qkv=Packed(torch.cat([query, key, value])),
-                    q=Packed(query),
-                    kv=Packed(torch.cat([key, value])),
-                    out=Packed(own["self_attn.o_proj.weight"]),
-                    gate=Packed(gate),
-                    up=Packed(up),
-                    down=Packed(own["mlp.down_proj.weight"]),
-                    cos=turns[0][:, None] * gain,
-                    sin=turns[1][:, None] * gain.roll(self.width // 2, -1),
+                    qkv=Packed(torch.cat([query, key, value]).to(dtype)),
+                    q=Packed(query.to(dtype)),
+                    kv=Packed(torch.cat([key, value]).to(dtype)),
+                    out=Packed(own["self_attn.o_proj.weight"].to(dtype)),
+                    gate=Packed(gate.to(dtype)),
+                    up=Packed(up.to(dtype)),
+                    down=Packed(own["mlp.down_proj.weight"].to(dtype)),
+                    cos=(turns[0][:, None] * gain).to(dtype),
+                    sin=(turns[1][:, None] * gain.roll(self.width // 2, -1)).to(dtype),
                 )
             )
         with torch.no_grad():
@@ -142,8 +146,8 @@ class QwenGenerator:
 
     def _unit(self, x: Tensor) -> Tensor:
         """x over its length, with the epsilon of a root-mean-square norm."""
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        unit: Tensor = x * length.square_().add_(x.shape[-1] * self.eps).rsqrt_()
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        unit: Tensor = x * length.square_().add_(x.shape[-1] * self.eps).rsqrt_().to(x.dtype)
         return unit
 
     def _in_heads(self, x: Tensor) -> Tensor:
@@ -195,7 +199,7 @@ class QwenGenerator:
     def step(self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: Cache | None) -> tuple[Tensor, Cache]:
         """Logits (B, W, V) of the next code, the codes of `level` first."""
         if codes_BW is None:
-            return self.level_heads[0](self._unit(prefix.last_BD))[:, None], [[] for _ in self.layers]
+            return self.level_heads[0](self._unit(prefix.last_BD.float()))[:, None], [[] for _ in self.layers]
         assert cache is not None
         batch, beams = codes_BW.shape
         token = codes_BW + self.first[level - 1]
@@ -215,14 +219,14 @@ class QwenGenerator:
             scores = [torch.bmm(flat, keys.transpose(1, 2)).view(*rows.shape[:-1], -1)]
             for k, _ in own:
                 scores.append((rows * k.transpose(1, 2)[:, :, :, None]).sum(-1, keepdim=True))
-            weights = torch.softmax(torch.cat(scores, dim=-1), dim=-1)
+            weights = torch.softmax(torch.cat(scores, dim=-1), dim=-1, dtype=torch.float32).to(h.dtype)
             shared = weights.view(len(flat), flat.shape[1], -1)[..., : prefix.length]
             mixed = torch.bmm(shared, values).view(rows.shape)
             for at, (_, v) in enumerate(own, start=prefix.length):
                 mixed.addcmul_(weights[..., at : at + 1], v.transpose(1, 2)[:, :, :, None])
             h = layer.out.plus(mixed.permute(0, 2, 1, 3, 4).reshape(batch, beams, -1), h)
             h = self._ffn(layer, h)
-        return self.level_heads[level](self._unit(h)), grown
+        return self.level_heads[level](self._unit(h.float())), grown
 
     def reorder(self, cache: Cache, parent_BW: Tensor) -> Cache:
         """The cache whose beam w continues the old beam `parent_BW[b, w]`."""

@@ -361,6 +361,9 @@ def serve(
     drain_s: Annotated[
         float, typer.Option("--drain-s", min=0, help="Seconds between `not ready` and the end, for load balancers.")
     ] = 0,
+    context_cache: Annotated[
+        float, typer.Option("--context-cache", min=0, help="MB for what is kept of people between their requests; 0 keeps nothing.")
+    ] = 0,
     log: Annotated[str, typer.Option("--log", help="json (a line a request) or quiet.")] = "quiet",
 ) -> None:
     """Serve a model: HTTP API and the page."""
@@ -374,7 +377,7 @@ def serve(
         raise RankloomError(f"no log {log!r}", place="--log", action="choose json or quiet", code="unknown-log")
     settings = ServerSettings(
         keys=read_keys(keys), scenarios=read_scenarios(scenarios), root=models,
-        batching=BatchSettings(deadline_s=deadline_ms / 1e3),
+        batching=BatchSettings(deadline_s=deadline_ms / 1e3), context_cache_mb=context_cache,
     )  # fmt: skip
     own = state or model.with_name(model.name + ".events.sqlite")
     run(model, host=host, port=port, state=own, settings=settings, drain_s=drain_s, log=log, say=say)

@@ -380,6 +380,15 @@ class DecodingConfig(Section):
     engine: Literal["auto", "eager", "compiled"] = "auto"
     """How requests are computed: `compiled` by kernels, which need `pip install "rankloom[compiled]"`; `eager` by plain torch
     and NumPy; `auto` compiled where numba is installed. The answers are the same."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """Of the eager engine's matrix products; scores, softmax, residuals and heads are fp32 always, and so are the kernels. `bf16`
+    leaves the decoder's kernels out; `auto` is bf16 where the processor has AMX, for what the kernels do not run, else fp32."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DecodingConfig:
+        if self.engine == "compiled" and self.precision == "bf16":
+            raise ValueError("precision bf16 needs the eager engine, the kernels are fp32: set engine to auto or eager, or precision to auto")
+        return self
 
 
 class EvaluationConfig(Section):

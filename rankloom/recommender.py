@@ -51,7 +51,10 @@ from rankloom.decoding.select import Candidates, Weights, expand, leaf_log_share
 from rankloom.decoding.trace import BeamTrace, trace_of
 from rankloom.errors import RankloomError
 from rankloom.models.attributes import item_attributes
+from rankloom.models.context import ContextBatch
+from rankloom.models.kept_context import KeptContexts
 from rankloom.models.lazy_decoder import LazyDecoder
+from rankloom.models.prefix import Prefix
 from rankloom.reasons import Reasons
 from rankloom.requests import HistoryEvent, Recommendation, RecommendedItem, Request, SeenPolicy, check_request
 from rankloom.semantic.ids import SemanticIds
@@ -113,7 +116,7 @@ class Rankloom:
         self.config = config
         self.tokenizer = tokenizer
         self.model = model.eval()
-        self.model.engine = config.decoding.engine
+        self.model.engine, self.model.precision = config.decoding.engine, config.decoding.precision
         self.items = items
         self.weights = weights or Weights()
         self.generator_weights = generator_weights or replace(self.weights, mix=1.0, refine=0.0)
@@ -133,6 +136,8 @@ class Rankloom:
         # removed items keep their row (learned vectors belong to rows); the trie no longer names them
         self._alive = np.ones(items.height, dtype=np.bool_) if alive is None else alive
         self._query_vectors: dict[str, NDArray[np.float32]] = {}
+        # a server's: where the contexts of people wait for their next request
+        self.contexts: KeptContexts | None = None
         self._refresh()
 
     # -- folders ---------------------------------------------------------------------------------------------------
@@ -295,6 +300,8 @@ class Rankloom:
             surface=surface,
             when=self._moments(requests, histories),
             trace=trace,
+            # of a history that comes with its request; the folder's copies never change
+            people=[None if request.history is None else request.user for request in requests],
         )
         decoded = time.perf_counter()
         replies: list[tuple[Recommendation, BeamTrace | None]] = []
@@ -374,6 +381,7 @@ class Rankloom:
         weights: Weights | None = None,
         search_weights: Weights | None = None,
         trace: bool = False,
+        people: Sequence[str | None] | None = None,
     ) -> tuple[Ranking, BeamResult, Candidates]:
         """Generate, then select, for histories given as row ranges of a feature table. The core of every face.
 
@@ -382,13 +390,14 @@ class Rankloom:
         Args:
             when: (B,) float64 seconds of the requests, for the age of the items.
             weights, search_weights: instead of the model's own.
+            people: whose histories these are, for what `contexts` keeps; None keeps nothing of a request.
         """
         weights = weights or self.weights
         if self.are_searches(table, queries_at):
             weights = search_weights or self.search_choices.weights
         generated = self._generate(
             table, start, stop, beam=beam, filters=filters, excluded=excluded, queries_at=queries_at, user=user,
-            surface=surface, when=when, memory=weights.memory, lift=weights.lift, trace=trace,
+            surface=surface, when=when, memory=weights.memory, lift=weights.lift, trace=trace, people=people,
         )  # fmt: skip
         scores = self._scores(generated, weights)
         items, best, _ = top_k(generated.candidates, scores, k)
@@ -488,9 +497,10 @@ class Rankloom:
         surface: Tensor | None = None,
         when: Tensor | None = None,
         trace: bool = False,
+        people: Sequence[str | None] | None = None,
     ) -> _Generated:
         begin = torch.maximum(start, stop - self.config.model.max_history)
-        prefix = self.model.prefill(table.pack(begin, stop, queries_at=queries_at, user=user), surface)
+        prefix = self._prefill(table.pack(begin, stop, queries_at=queries_at, user=user), surface, people)
         masks = self._index.requests(filters or [None] * len(start), excluded)
         recalled = (torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0))
         if self.memory is not None:
@@ -542,6 +552,18 @@ class Rankloom:
             given.query = query
         refiner = self.refiner if matches is None else self.search_choices.refiner
         return _Generated(refiner, beams, candidates, select, guide, now, query, given)
+
+    def _prefill(self, batch: ContextBatch, surface: Tensor | None, people: Sequence[str | None] | None) -> Prefix:
+        """The contexts of a batch, of known people from what their last request left."""
+        own = self.contexts
+        if own is None or people is None:
+            return self.model.prefill(batch, surface)
+        before = [None if person is None else own.get(self.model_version, person) for person in people]
+        prefix = self.model.prefill(batch, surface, kept=before)
+        for person, now in zip(people, prefix.kept or [None] * len(people), strict=True):
+            if person is not None and now is not None:
+                own.put(self.model_version, person, now)
+        return prefix
 
     def _scores(self, generated: _Generated, weights: Weights) -> Tensor:
         """(B, C) final scores of the generated items."""

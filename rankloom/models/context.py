@@ -18,12 +18,15 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rankloom.config import ModelConfig
 from rankloom.data.schema import EVENT_KINDS, SURFACES
 from rankloom.models.items import ItemEncoder
 from rankloom.models.layers import RMSNorm
 
+_ROWS: Final = 16
+"""A product of fewer rows adds up in another order: beside others an element would not be, to the bit, what it is alone."""
 N_WATCH_BUCKETS: Final = 12
 N_GAP_BUCKETS: Final = 32
 N_POSITION_BUCKETS: Final = 12
@@ -113,52 +116,67 @@ class ContextProcessor(nn.Module):
             batch: the context.
             item_vectors: (B, P, D_item) encoded items of `batch.item_BT` (padding rows may hold anything).
         """
-        history_BTD = self.history_path(
-            torch.cat(
-                [
-                    item_vectors,
-                    self.kind(batch.kind_BT),
-                    self.watch(batch.watch_BT),
-                    self.gap(batch.gap_BT),
-                    self.surface(batch.surface_BT),
-                    self.position(batch.position_BT),
-                ],
-                dim=-1,
-            )
-        )
-        batch_size, places, _ = history_BTD.shape
-        device = history_BTD.device
-        place = torch.arange(places, device=device).expand(batch_size, places)
-        never = torch.iinfo(torch.int32).max
-        seen_from = torch.where(batch.item_BT >= 0, place + 1, never)
-        parts = [self.null.expand(batch_size, 1, -1), history_BTD]
-        visible_from = [torch.zeros(batch_size, 1, dtype=place.dtype, device=device), seen_from]
-        further, further_from = self._further(batch)
-        parts += further
-        visible_from += further_from
-        elements = self.dropout(torch.cat(parts, dim=1))
-        is_history = torch.zeros(elements.shape[:2], dtype=torch.bool, device=device)
-        is_history[:, 1 : places + 1] = True
-        keys, values = [], []
+        features = (batch.kind_BT, batch.watch_BT, batch.gap_BT, batch.surface_BT, batch.position_BT)
+        history_BTD = self.interactions(item_vectors, *features)
+        further, _ = self._further(batch)
+        null = self.null.expand(batch.batch_size, 1, -1)
+        elements = self.dropout(torch.cat([null, history_BTD, *further], dim=1))
+        return self.as_kv(batch, self.normed(elements))
+
+    def interactions(
+        self, vector: Tensor, kind: Tensor, watch: Tensor, gap: Tensor, surface: Tensor, position: Tensor
+    ) -> Tensor:
+        """(..., d_context) elements of interactions before their norms, from item vectors (..., D_item) and (...) features."""
+        own = [self.kind(kind), self.watch(watch), self.gap(gap), self.surface(surface), self.position(position)]
+        features = torch.cat([vector.to(self.null.dtype), *own], dim=-1)
+        n_rows = features.shape[:-1].numel()
+        if n_rows < _ROWS and not torch.is_grad_enabled():
+            rows = F.pad(features.view(n_rows, -1), (0, 0, 0, _ROWS - n_rows))
+            few: Tensor = self.history_path(rows)[:n_rows].view(*features.shape[:-1], -1)
+            return few
+        out: Tensor = self.history_path(features)
+        return out
+
+    def normed(self, elements: Tensor) -> list[Tensor]:
+        """The chunks of elements (..., d_context), normed: of each set keys, and values if they differ."""
         chunks = elements.chunk(self.config.l_kv * self.config.s_kv, dim=-1)
-        for layer in range(self.config.l_kv):
-            key = self.key_norms[layer](chunks[layer * self.config.s_kv])
-            value = self.value_norms[layer](chunks[layer * 2 + 1]) if self.config.s_kv == 2 else key
-            keys.append(self._heads(key))
-            values.append(self._heads(value))
-        return ContextKV(keys, values, torch.cat(visible_from, dim=1), is_history, batch.length_B)
+        norms = list(self.key_norms)
+        if self.config.s_kv == 2:
+            norms = [own for pair in zip(self.key_norms, self.value_norms, strict=True) for own in pair]
+        return [norm(chunk) for norm, chunk in zip(norms, chunks, strict=True)]
+
+    def as_kv(self, batch: ContextBatch, chunks: list[Tensor]) -> ContextKV:
+        """The context of normed elements (B, N, C) in their order: null, history, user, queries."""
+        batch_size, places = batch.item_BT.shape
+        device = batch.item_BT.device
+        place = torch.arange(places, device=device).expand(batch_size, places)
+        seen_from = torch.where(batch.item_BT >= 0, place + 1, torch.iinfo(torch.int32).max)
+        visible_from = [torch.zeros(batch_size, 1, dtype=place.dtype, device=device), seen_from, *self._further_from(batch)]
+        visible_from_BN = torch.cat(visible_from, dim=1)
+        is_history = torch.zeros(visible_from_BN.shape, dtype=torch.bool, device=device)
+        is_history[:, 1 : places + 1] = True
+        own = [self._heads(chunk) for chunk in chunks]
+        keys, values = own[:: self.config.s_kv], own[self.config.s_kv - 1 :: self.config.s_kv]
+        return ContextKV(keys, values, visible_from_BN, is_history, batch.length_B)
 
     def _further(self, batch: ContextBatch) -> tuple[list[Tensor], list[Tensor]]:
         """Elements behind the history, the user and queries, and (B, U) from which target each is visible."""
-        parts, visible_from = [], []
+        parts = []
         if batch.user_BF is not None:
             parts.append(self.user_path(self.user(batch.user_BF))[:, None])
+        if batch.query_BQD is not None and batch.query_from_BQ is not None:
+            parts.append(self.query_path(batch.query_BQD.to(self.null.dtype)))
+        return parts, self._further_from(batch)
+
+    @staticmethod
+    def _further_from(batch: ContextBatch) -> list[Tensor]:
+        visible_from = []
+        if batch.user_BF is not None:
             has_user = (batch.user_BF > 0).any(-1, keepdim=True)
             visible_from.append(torch.where(has_user, 0, torch.iinfo(torch.int32).max))
         if batch.query_BQD is not None and batch.query_from_BQ is not None:
-            parts.append(self.query_path(batch.query_BQD))
             visible_from.append(batch.query_from_BQ)
-        return parts, visible_from
+        return visible_from
 
     def further(self, batch: ContextBatch) -> tuple[Tensor, Tensor]:
         """(B, U, d_context) those elements before their norms, and (B, U) whether the target after the history sees them."""

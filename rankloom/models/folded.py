@@ -8,6 +8,9 @@
 It gives what the blocks give but for rounding; they stay the plain twin, which runs wherever gradients do. A mixture of
 experts runs as it is.
 
+With `dtype` bfloat16 the matrices are kept, and multiplied, in half the width. Sums within a product, residuals, norms, biases,
+softmax, self-attention over the codes, heads and the selection query stay fp32: what is compared is not rounded.
+
 Shapes: B requests, W beams, D width, H heads, G K/V groups, E head width, N context elements, P codes so far, K codes.
 """
 
@@ -68,6 +71,7 @@ class FoldedDecoder:
 
     Args:
         blocks, head_norms, heads, select_norm, select: the decoder's own; none of them is changed.
+        dtype: of the matrices of the blocks, and of the context's keys and values.
     """
 
     def __init__(
@@ -77,8 +81,10 @@ class FoldedDecoder:
         heads: Sequence[nn.Linear],
         select_norm: RMSNorm,
         select: nn.Linear,
+        *,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.layers = [_folded(block) for block in blocks]
+        self.layers = [_folded(block, dtype) for block in blocks]
         cross = [block.cross for block in blocks]
         self.n_heads, self.n_groups, self.head_dim = cross[0].n_heads, cross[0].g_kv, cross[0].head_dim
         dim = self.n_heads * self.head_dim
@@ -125,8 +131,8 @@ class FoldedDecoder:
             if layer.gate_up is None or layer.down is None:
                 h_RD = h_RD + layer.ffn(layer.ffn_norm(h_RD))
             else:
-                gate, up = F.linear(_unit(h_RD, layer.eps[2]), layer.gate_up).chunk(2, dim=-1)
-                h_RD = torch.addmm(h_RD, F.silu(gate).mul_(up), layer.down)
+                gate, up = _linear(_unit(h_RD, layer.eps[2]), layer.gate_up).chunk(2, dim=-1)
+                h_RD = _added(h_RD, F.silu(gate).mul_(up), layer.down)
             h_BWD = h_RD.view(batch, beams, dim)
         return h_BWD, grown
 
@@ -134,25 +140,27 @@ class FoldedDecoder:
         """Cross-attention, query by query."""
         batch, beams, dim = h_BWD.shape
         groups, heads, kv_set = self.n_groups, self.n_heads, self.sets[number]
-        keys, values = prefix.kv.keys[kv_set], prefix.kv.values[kv_set]
-        q = F.linear(_unit(h_BWD, layer.eps[0]), layer.query_DD).view(batch, beams, heads, self.head_dim)
+        kv = prefix.reading[0]
+        keys, values = kv.keys[kv_set], kv.values[kv_set]
+        q = _linear(_unit(h_BWD, layer.eps[0]), layer.query_DD).view(batch, beams, heads, self.head_dim)
         q = q.transpose(1, 2).reshape(batch, groups, -1, self.head_dim)
+        # a bias is fp32, and so is the sum
         scores = (q @ keys.transpose(-1, -2)).view(batch, heads, beams, -1) + context.bias_BH1N[number]
-        mixed = torch.softmax(scores, dim=-1).view(batch, groups, q.shape[2], -1) @ values
+        mixed = torch.softmax(scores, dim=-1).view(batch, groups, q.shape[2], -1).to(values.dtype) @ values
         mixed = mixed.view(batch, heads, beams, self.head_dim).transpose(1, 2).reshape(batch, beams, dim)
-        return h_BWD + F.linear(mixed, layer.out_DD)
+        return h_BWD + _linear(mixed, layer.out_DD)
 
     def _read_absorbed(self, number: int, layer: _Layer, context: FoldedContext, h_BWD: Tensor) -> Tensor:
         """Cross-attention with the projections already in the context."""
         batch, beams, _ = h_BWD.shape
         bias = context.bias_BH1N[number].view(batch, 1, -1)
-        scores = torch.baddbmm(bias, _unit(h_BWD, layer.eps[0]), context.read_BDM[number])
+        scores = _added(bias, _unit(h_BWD, layer.eps[0]), context.read_BDM[number])
         weights = torch.softmax(scores.view(batch, beams, self.n_heads, -1), dim=-1)
-        return torch.baddbmm(h_BWD, weights.view(batch, beams, -1), context.write_BMD[number])
+        return _added(h_BWD, weights.view(batch, beams, -1), context.write_BMD[number])
 
     def _look_back(self, layer: _Layer, h_RD: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """Self-attention over the codes so far."""
-        qkv = F.linear(_unit(h_RD, layer.eps[1]), layer.qkv).view(len(h_RD), 1, 3, self.n_heads, self.head_dim)
+        qkv = _linear(_unit(h_RD, layer.eps[1]), layer.qkv).float().view(len(h_RD), 1, 3, self.n_heads, self.head_dim)
         own = qkv[:, :, 1:]
         if past is None:
             # one code looks at itself alone
@@ -161,23 +169,25 @@ class FoldedDecoder:
             own = torch.cat([past, own], dim=1)
             weights = torch.softmax((qkv[:, :, 0] * own[:, :, 0]).sum(-1), dim=1)
             mixed = (weights[..., None] * own[:, :, 1]).sum(1)
-        return torch.addmm(h_RD, mixed.reshape(h_RD.shape), layer.mixed_DD), own
+        return _added(h_RD, mixed.reshape(h_RD.shape), layer.mixed_DD), own
 
     def _context(self, prefix: Prefix) -> FoldedContext:
         if prefix.folded is None:
-            bias_HLB1N = self.recency_HLR[:, :, prefix.rank_B1N].masked_fill(~prefix.visible_B1N, float("-inf"))
+            _, rank_B1N, visible_B1N = prefix.reading
+            bias_HLB1N = self.recency_HLR[:, :, rank_B1N].masked_fill(~visible_B1N, float("-inf"))
             prefix.folded = FoldedContext(bias_HLB1N.permute(1, 2, 0, 3, 4).contiguous().unbind())
         return prefix.folded
 
     def _absorb(self, prefix: Prefix, context: FoldedContext) -> bool:
         """Multiplies the context with the projections, once; False where that would be more work than it saves."""
-        batch, groups, n_context, _ = prefix.kv.keys[0].shape
+        kv = prefix.reading[0]
+        batch, groups, n_context, _ = kv.keys[0].shape
         heads, dim = self.n_heads, self.n_heads * self.head_dim
         if not pays(heads, n_context, dim):
             return False
         if not context.read_BDM:
             keys_LBGNE, values_LBGNE = (
-                torch.stack([own[number] for number in self.sets]) for own in (prefix.kv.keys, prefix.kv.values)
+                torch.stack([own[number] for number in self.sets]) for own in (kv.keys, kv.values)
             )
             read = torch.matmul(self.query_LGXE[:, None], keys_LBGNE.transpose(-1, -2))
             read = read.view(-1, batch, heads, dim, n_context).transpose(2, 3)
@@ -202,7 +212,19 @@ def pays(heads: int, n_context: int, dim: int) -> bool:
     return heads * n_context <= 2 * dim
 
 
-def _folded(block: LazyBlock) -> _Layer:
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`F.linear` in the width of the weight."""
+    return F.linear(x.to(weight.dtype), weight)
+
+
+def _added(to: Tensor, x: Tensor, right: Tensor) -> Tensor:
+    """to + x @ right in the width of `to`; the product in that of the factor."""
+    if right.dtype != to.dtype:
+        return to + x.to(right.dtype) @ right
+    return torch.addmm(to, x, right) if x.ndim == 2 else torch.baddbmm(to, x, right)
+
+
+def _folded(block: LazyBlock, dtype: torch.dtype) -> _Layer:
     cross, own = block.cross, block.self_attention
     dim, width = cross.query.in_features, cross.head_dim
     qkv = _after(block.self_norm, own.qkv.weight.detach())
@@ -213,12 +235,12 @@ def _folded(block: LazyBlock) -> _Layer:
         down = block.ffn.down.weight.detach().T.contiguous()
     return _Layer(
         eps=(block.cross_norm.eps, block.self_norm.eps, block.ffn_norm.eps),
-        query_DD=_after(block.cross_norm, cross.query.weight.detach()) / math.sqrt(width),
-        out_DD=cross.out.weight.detach(),
-        qkv=qkv,
-        mixed_DD=own.out.weight.detach().T.contiguous(),
-        gate_up=gate_up,
-        down=down,
+        query_DD=(_after(block.cross_norm, cross.query.weight.detach()) / math.sqrt(width)).to(dtype),
+        out_DD=cross.out.weight.detach().to(dtype),
+        qkv=qkv.to(dtype),
+        mixed_DD=own.out.weight.detach().T.contiguous().to(dtype),
+        gate_up=None if gate_up is None else gate_up.to(dtype),
+        down=None if down is None else down.to(dtype),
         ffn=block.ffn,
         ffn_norm=block.ffn_norm,
     )

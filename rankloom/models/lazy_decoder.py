@@ -22,13 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rankloom.compiling import Engine, use_compiled
+from rankloom.compiling import Engine, Precision, use_bf16, use_compiled
 from rankloom.config import Config, ModelConfig
 from rankloom.data.schema import SURFACES
 from rankloom.models.age import AgeHead, age_bucket
 from rankloom.models.context import ContextBatch, ContextKV, ContextProcessor, visibility
 from rankloom.models.folded import LIMIT, FoldedDecoder
+from rankloom.models.half_width import HalfWidth
 from rankloom.models.items import ItemEncoder
+from rankloom.models.kept_context import KeptContext, with_kept, worth_keeping
 from rankloom.models.layers import (
     GatedFFN,
     LazyCrossAttention,
@@ -105,8 +107,10 @@ class LazyDecoder(nn.Module):
         self.pool_in = nn.Linear(items.dim, dim, bias=False) if config.history_pool else None
         self.dropout = nn.Dropout(config.dropout)
         self.engine: Engine = "auto"
+        self.precision: Precision = "fp32"
         self._folded: FoldedDecoder | None = None
         self._compiled: CompiledDecoder | None = None
+        self._half: HalfWidth | None = None
         self._init_weights()
 
     @classmethod
@@ -247,25 +251,50 @@ class LazyDecoder(nn.Module):
 
     # -- decoding: the context once, then code by code -------------------------------------------------------------
 
-    def prefill(self, batch: ContextBatch, surface_B: Tensor | None = None) -> Prefix:
-        """Computes the context of B requests; the one target of each comes right after its history."""
+    def prefill(
+        self, batch: ContextBatch, surface_B: Tensor | None = None, *, kept: Sequence[KeptContext | None] | None = None
+    ) -> Prefix:
+        """Computes the context of B requests; the one target of each comes right after its history.
+
+        Args:
+            kept: what earlier requests left of theirs (`Prefix.kept`), for each of these or None.
+        """
         compiled = self._kernels()
         if compiled is not None and compiled.serves(batch):
             context = compiled.context(self, batch, surface_B)
             pool_BD = None if self.pool is None else torch.from_numpy(context.pool_BZ)
             shown = context.surface_B
             return Prefix(lambda: self._plain(batch), shown, pool_BD, None, self._folded, None, compiled.steps(context))
+        half = self._half_width()
+        processor = self.context if half is None else half.context
         vectors = self.items(batch.item_BT)
         if surface_B is None:
             surface_B = torch.zeros(batch.batch_size, dtype=torch.long, device=batch.item_BT.device)
         pool = self._pool(batch, vectors, batch.length_B[:, None], last=not torch.is_grad_enabled())
-        made = self._plain(batch, vectors)
-        return Prefix(lambda: made, surface_B, None if pool is None else pool[:, 0], decoder=self._inference())
+        now = None
+        if kept is not None and self._keeps(batch):
+            kv, now = with_kept(processor, batch, vectors, kept)
+        else:
+            kv = processor(batch, vectors)
+        made = (kv, *self._seen(kv, batch))
+        pool_BD = None if pool is None else pool[:, 0]
+        if half is not None:
+            return Prefix(lambda: self._plain(batch), surface_B, pool_BD, decoder=half.decoder, narrow=made, kept=now)
+        return Prefix(lambda: made, surface_B, pool_BD, decoder=self._inference(), kept=now)
 
-    def _plain(self, batch: ContextBatch, vectors: Tensor | None = None) -> tuple[ContextKV, Tensor, Tensor]:
+    def _keeps(self, batch: ContextBatch) -> bool:
+        """Whether contexts are worth keeping, and are plain numbers."""
+        if self._plainly() or batch.item_BT.device.type != "cpu":
+            return False
+        return worth_keeping(self.context, batch.item_BT.shape[1])
+
+    def _plain(self, batch: ContextBatch) -> tuple[ContextKV, Tensor, Tensor]:
         """Keys and values of the context, recency ranks, and what the target after the history sees."""
-        kv = self.context(batch, self.items(batch.item_BT) if vectors is None else vectors)
-        return kv, *visibility(kv, batch.length_B[:, None], self.config.max_history)
+        kv = self.context(batch, self.items(batch.item_BT))
+        return kv, *self._seen(kv, batch)
+
+    def _seen(self, kv: ContextKV, batch: ContextBatch) -> tuple[Tensor, Tensor]:
+        return visibility(kv, batch.length_B[:, None], self.config.max_history)
 
     def steps(self, prefix: Prefix) -> CompiledSteps | None:
         """The search that the kernels do; None where they do not."""
@@ -327,8 +356,19 @@ class LazyDecoder(nn.Module):
             self._folded = FoldedDecoder(self.lazy_blocks(), norms, heads, self.select_norm, self.select)
         return self._folded
 
+    def _half_width(self) -> HalfWidth | None:
+        """Blocks and context in bfloat16 where `precision` comes to that and no gradient is asked for."""
+        if not use_bf16(self.precision) or self._plainly() or self.bos.dtype != torch.float32:
+            return None
+        if self._half is None or not self._half.fresh:
+            self._half = HalfWidth(self)
+        return self._half
+
     def _kernels(self) -> CompiledDecoder | None:
-        """The compiled blocks; None where the folded ones do not serve either, or have experts, or `engine` is eager."""
+        """The compiled blocks; None where the folded ones do not serve either, or have experts, `engine` is eager, or bf16 is
+        asked for, which they do not have."""
+        if self.precision == "bf16":
+            return None
         if self._plainly() or not use_compiled(self.engine) or self.config.moe_experts or self.bos.device.type != "cpu":
             return None
         if self._compiled is None or not self._compiled.fresh:
@@ -345,19 +385,19 @@ class LazyDecoder(nn.Module):
         return torch.is_grad_enabled() or self.training or torch.is_autocast_enabled(self.bos.device.type)
 
     def train(self, mode: bool = True) -> Self:
-        self._folded = self._compiled = None
+        self._folded = self._compiled = self._half = None
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has weights of its own, or is about to: it folds them itself."""
-        return {**vars(self), "_folded": None, "_compiled": None}
+        return {**vars(self), "_folded": None, "_compiled": None, "_half": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._folded = self._compiled = None
+        self._folded = self._compiled = self._half = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        self._folded = self._compiled = None
+        self._folded = self._compiled = self._half = None
         return super().load_state_dict(state_dict, strict, assign)
 
     def _advance(

@@ -17,6 +17,7 @@ from rankloom.models.folded import FoldedContext, FoldedDecoder
 
 if TYPE_CHECKING:
     from rankloom.models.compiled import CompiledSteps
+    from rankloom.models.kept_context import KeptContext
 
 
 @dataclass
@@ -29,6 +30,9 @@ class Prefix:
         decoder: the folded blocks that continue it, where no gradient is asked for; None leaves it to the plain ones.
         folded: the context as folded blocks read it.
         compiled: the kernels that continue it instead, with the context as they read it.
+        narrow: the context in another width than the plain one, for folded blocks of that width.
+        kept: of each request what its next one may use again (kept_context.py); None where that was not asked for or is not
+            worth it.
     """
 
     plain: Callable[[], tuple[ContextKV, Tensor, Tensor]]
@@ -38,10 +42,17 @@ class Prefix:
     decoder: FoldedDecoder | None = None
     folded: FoldedContext | None = None
     compiled: CompiledSteps | None = None
+    narrow: tuple[ContextKV, Tensor, Tensor] | None = None
+    kept: list[KeptContext | None] | None = None
 
     @cached_property
     def _context(self) -> tuple[ContextKV, Tensor, Tensor]:
         return self.plain()
+
+    @property
+    def reading(self) -> tuple[ContextKV, Tensor, Tensor]:
+        """The context as the folded blocks read it: keys and values in their width, ranks, visibility."""
+        return self._context if self.narrow is None else self.narrow
 
     @property
     def kv(self) -> ContextKV:

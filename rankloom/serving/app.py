@@ -28,6 +28,7 @@ from rankloom.errors import RankloomError
 from rankloom.recommender import Rankloom
 from rankloom.serving import console, http
 from rankloom.serving.batching import OverloadedError
+from rankloom.serving.context_cache import ContextCache
 from rankloom.serving.contract import (
     Ask,
     Deployment,
@@ -88,14 +89,28 @@ class Serving:
         self.store: StateStore = open_store(settings.state)
         self.metrics = Metrics(only=None if settings.gate else BACK)
         self.keys = KeyRing(list(settings.keys), master=settings.api_key)
+        self.contexts: ContextCache | None = None
+        if settings.context_cache_mb:
+            self.contexts = ContextCache(
+                int(settings.context_cache_mb * 2**20),
+                count=lambda outcome: self.metrics.count("rankloom_context_cache_total", outcome=outcome),
+            )
+        model.contexts = self.contexts
         self.registry = Registry(
             model, self.store, folder=settings.folder, asked=settings.asked, root=settings.root, pointer=settings.pointer,
-            guardrails=settings.guardrails, rules=lambda: self.service.recent_rules(),
+            guardrails=settings.guardrails, rules=lambda: self.service.recent_rules(), load=self._load,
         )  # fmt: skip
         self.scenarios = Scenarios(self.store, dict(settings.scenarios), self._check_scenario)
-        self.service = Service(self.registry, self.store, self.scenarios, self.metrics, settings=settings.batching)
+        self.service = Service(
+            self.registry, self.store, self.scenarios, self.metrics, settings=settings.batching, contexts=self.contexts
+        )
         self._stop = threading.Event()
         self._follower: threading.Thread | None = None
+
+    def _load(self, folder: Path) -> Rankloom:
+        model = Rankloom.from_pretrained(folder)
+        model.contexts = self.contexts
+        return model
 
     def _check_scenario(self, name: str, scenario: Scenario) -> None:
         # not the snapshot's own masks: they belong to the thread that asks the model
@@ -119,6 +134,8 @@ class Serving:
             try:
                 self.registry.refresh()
                 self.scenarios.refresh()
+                if self.contexts is not None:
+                    self.contexts.sweep()  # a person may have been forgotten by another server
             except RankloomError as error:
                 _log.error("%s", error.message)
 
@@ -145,6 +162,12 @@ class Serving:
             self.metrics.count("rankloom_events_total", amount, outcome=outcome)
         return {**counts, "rejected": rejected}
 
+    def forget(self, user_id: str) -> int:
+        """Forgets a person everywhere in this server; how many stored events that removed."""
+        if self.contexts is not None:
+            self.contexts.forget(user_id)
+        return self.store.delete_user(user_id)
+
     def gauges(self) -> dict[str, tuple[str, float]]:
         """Present values for `/metrics`."""
         now = self.registry.routing
@@ -152,7 +175,14 @@ class Serving:
             stored = float(self.store.count())
         except StateUnavailableError:
             stored = float("nan")
-        return {
+        kept: dict[str, tuple[str, float]] = {}
+        if self.contexts is not None:
+            self.contexts.sweep()
+            kept = {
+                "rankloom_context_cache_bytes": ("Memory of the contexts that are kept.", float(self.contexts.nbytes)),
+                "rankloom_context_cache_people": ("People whose context is kept.", float(len(self.contexts))),
+            }
+        return kept | {
             "rankloom_events_stored": ("Events in the store.", stored),
             "rankloom_items": ("Items that can be recommended.", float(now.current.snapshot.alive.sum())),
             "rankloom_catalogue_version": ("Changes of the live catalogue.", float(now.current.snapshot.catalogue)),
@@ -258,7 +288,7 @@ def create_app(model: Rankloom, settings: ServerSettings | None = None, **more: 
     @app.delete("/v1/users/{user_id}", response_model=ForgottenReply)
     def delete_user(user_id: Id) -> dict[str, Any]:
         """Forgets a person: stored events, and the use of any model folder's copy of their history."""
-        return {"user_id": user_id, "events_removed": serving.store.delete_user(user_id)}
+        return {"user_id": user_id, "events_removed": serving.forget(user_id)}
 
     # -- scenarios and models --------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ COUNTERS: Final = {
     "rankloom_guarded_total": "Items that a model named and the rules forbid, by model version; none was shown.",
     "rankloom_model_errors_total": "Requests at which a model failed, by model version.",
     "rankloom_state_errors_total": "Times that the state store did not answer.",
+    "rankloom_context_cache_total": "Contexts of people by whether the cache had some of it, and people evicted.",
     "rankloom_deployments_total": "Changes of what serves, by outcome.",
 }
 HISTOGRAMS: Final[dict[str, tuple[str, Sequence[float]]]] = {

@@ -24,6 +24,7 @@ from rankloom.errors import RankloomError
 from rankloom.requests import HistoryEvent, Recommendation, Request
 from rankloom.serving import arrange, paging
 from rankloom.serving.batching import Batcher, BatchSettings, OverloadedError, Ticket
+from rankloom.serving.context_cache import ContextCache
 from rankloom.serving.contract import Ask
 from rankloom.serving.events import event_kind
 from rankloom.serving.guardrails import Outcome
@@ -86,7 +87,7 @@ class Shown:
 
 
 class Service:
-    """Answers questions in batches. `registry`, `scenarios` and `store` are the server's."""
+    """Answers questions in batches. `registry`, `scenarios`, `store` and `contexts` are the server's."""
 
     def __init__(
         self,
@@ -96,11 +97,13 @@ class Service:
         metrics: Metrics,
         *,
         settings: BatchSettings | None = None,
+        contexts: ContextCache | None = None,
     ) -> None:
         self.registry = registry
         self.store = store
         self.scenarios = scenarios
         self.metrics = metrics
+        self.contexts = contexts
         self.batcher: Batcher[Question, dict[str, Any]] = Batcher(self._run, settings=settings, idle=self._shadow)
         self._recent_rules: OrderedDict[str, None] = OrderedDict()
         self._to_shadow: deque[tuple[Question, Person | None, tuple[str, ...]]] = deque(maxlen=_SHADOWED)
@@ -198,6 +201,8 @@ class Service:
                 self._recent_rules.popitem(last=False)
         user = ask.user_id
         if person is None or person.deleted:
+            if user is not None and person is not None and self.contexts is not None:
+                self.contexts.forget(user)  # another server may have been told
             user = None  # a forgotten person's static features are forgotten too
         history = self.history(snapshot, ask, person)
         policy = question.scenario.seen

@@ -23,6 +23,7 @@ class ServerSettings:
         scenarios: those of the file; others are defined live.
         folder: the model's folder; `asked` is the one that was named at the start, and `root` holds further ones.
         pointer: file that keeps which folder serves.
+        context_cache_mb: memory for the contexts of people between their requests (context_cache.py); 0 keeps none.
         gate: whether the application guards itself; in two processes the front does.
     """
 
@@ -36,6 +37,7 @@ class ServerSettings:
     asked: Path | None = None
     root: Path | None = None
     pointer: Path | None = None
+    context_cache_mb: float = 0
     gate: bool = True
 
     def to_head(self) -> dict[str, Any]:
@@ -46,6 +48,7 @@ class ServerSettings:
             # what waits, waits in the front: the other process refuses nothing that was sent over
             "batching": {**asdict(self.batching), "max_queue": 4 * self.batching.max_queue},
             "guardrails": asdict(self.guardrails),
+            "context_cache_mb": self.context_cache_mb,
             "asked": str(self.asked),
             "root": None if self.root is None else str(self.root),
         }
@@ -58,5 +61,6 @@ class ServerSettings:
             state=state, scenarios={name: Scenario.model_validate(own) for name, own in head["scenarios"].items()},
             batching=BatchSettings(**head["batching"]), guardrails=Guardrails(**head["guardrails"]), asked=Path(head["asked"]),
             root=None if head["root"] is None else Path(head["root"]),
-            pointer=Path(f"{state}.models.json") if state is not None and "://" not in state else None, gate=False,
+            pointer=Path(f"{state}.models.json") if state is not None and "://" not in state else None,
+            context_cache_mb=head["context_cache_mb"], gate=False,
         )  # fmt: skip
