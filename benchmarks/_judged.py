@@ -109,7 +109,9 @@ class Questions:
         def of(own: Any) -> Any:
             return None if own is None else tuple(own[place] for place in places)
 
-        return Questions(of(self.text), self.judged.take(places), self.owner[places], of(self.user), of(self.history), of(self.at))
+        return Questions(
+            of(self.text), self.judged.take(places), self.owner[places], of(self.user), of(self.history), of(self.at)
+        )
 
 
 @dataclass(frozen=True)
@@ -179,11 +181,24 @@ def judged_parser(doc: str | None, name: str) -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="where the downloaded files lie")
     parser.add_argument("--engines", nargs="+", metavar="NAME", help="only these, such as bm25 rrf rankloom")
     parser.add_argument("--no-model", action="store_true", help="the baselines only")
-    parser.add_argument("--dense", metavar="NAME", help="text encoder of the dense engine: minilm (where installed), hashed, or sentence-transformers:NAME")
-    parser.add_argument("--items", type=int, metavar="N", help="a smaller catalogue: all judged items and others up to N; figures no longer compare")
-    parser.add_argument("--asked", type=int, metavar="N", help="ask N questions only, drawn once; figures no longer compare")
+    parser.add_argument(
+        "--dense",
+        metavar="NAME",
+        help="text encoder of the dense engine: minilm (where installed), hashed, or sentence-transformers:NAME",
+    )
+    parser.add_argument(
+        "--items",
+        type=int,
+        metavar="N",
+        help="a smaller catalogue: all judged items and others up to N; figures no longer compare",
+    )
+    parser.add_argument(
+        "--asked", type=int, metavar="N", help="ask N questions only, drawn once; figures no longer compare"
+    )
     parser.add_argument("--preset", choices=("tiny", "small", "base"), help="of our model; small")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of our model, as in `rankloom train`")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of our model, as in `rankloom train`"
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / name, help="where shops and models lie")
     return parser
 
@@ -237,7 +252,9 @@ def _report(
 ) -> None:  # fmt: skip
     """Rows of every engine, rows of our model minus each other one, and the tables."""
     counted = {
-        measure.name: np.ones(len(study.questions), dtype=bool) if measure.counted is None else measure.counted(study.questions.judged)
+        measure.name: np.ones(len(study.questions), dtype=bool)
+        if measure.counted is None
+        else measure.counted(study.questions.judged)
         for measure in study.measures
     }
     bootstrap = Bootstrap(study.questions.owner, DRAWS)
@@ -317,7 +334,9 @@ def sample(n: int, limit: int | None, seed: int = 0) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).choice(n, limit, replace=False))
 
 
-def narrowed(items: pl.DataFrame, wanted: NDArray[np.int64], limit: int | None) -> tuple[pl.DataFrame, NDArray[np.int64]]:
+def narrowed(
+    items: pl.DataFrame, wanted: NDArray[np.int64], limit: int | None
+) -> tuple[pl.DataFrame, NDArray[np.int64]]:
     """A smaller catalogue: the wanted rows, and others up to `limit`; and the new row of each old one, -1 where it is gone."""
     n = items.height
     if limit is None or limit >= n:
@@ -357,7 +376,12 @@ def write_visits(folder: Path, study_items: pl.DataFrame, learn: Questions, take
             when = _START + timedelta(hours=hour, seconds=20 * (visit % 100) + 5 * place)
             rows.append((f"q{query}v{visit}", item, when, learn.text[query]))
     if not rows:
-        raise RankloomError("no training query has an item that was judged right", place="--data", action="give the whole set", code="log-empty")
+        raise RankloomError(
+            "no training query has an item that was judged right",
+            place="--data",
+            action="give the whole set",
+            code="log-empty",
+        )
     user, item, when, text = zip(*rows, strict=True)
     events = pl.DataFrame(
         {

@@ -100,7 +100,9 @@ class Engines:
         asked = self.study.questions.take(part.asked)
         k = self.study.longest
         if system == "bm25":
-            k1, b, long = self.tuned(part) if variant == "tuned" else (DEFAULT_K1, DEFAULT_B, variant.endswith("all text"))
+            k1, b, long = (
+                self.tuned(part) if variant == "tuned" else (DEFAULT_K1, DEFAULT_B, variant.endswith("all text"))
+            )
             chosen = f"k1 {k1:g} b {b:g} {'all text' if long else 'title'}" if variant == "tuned" else ""
             return self.lexical(asked.text, k1, b, long, k)[0], chosen
         if system == "dense":
@@ -129,7 +131,9 @@ class Engines:
     def _index(self, k1: float, b: float, long: bool) -> Index:
         return Index(self.corpus(long), k1, b, chinese=self.chinese)
 
-    def _search(self, index: Index, queries: Sequence[str], k: int, name: str, *, quiet: bool = False) -> tuple[IntArray, FloatArray]:
+    def _search(
+        self, index: Index, queries: Sequence[str], k: int, name: str, *, quiet: bool = False
+    ) -> tuple[IntArray, FloatArray]:
         items = np.full((len(queries), k), -1, dtype=np.int32)
         scores = np.zeros((len(queries), k), dtype=np.float32)
         for row, query in enumerate(track(queries, name, unit="queries", quiet=quiet)):
@@ -215,7 +219,9 @@ class Engines:
             kept = judged.item < self.study.items.height
             query = np.asarray([number[text] for text in learn.text], dtype=np.int64)[judged.query][kept]
             item, grade = judged.item[kept], judged.grade[kept]
-            own = Engagement(queries, query, item, grade.astype(np.int8), (grade >= self.study.taken).astype(np.float32))
+            own = Engagement(
+                queries, query, item, grade.astype(np.int8), (grade >= self.study.taken).astype(np.float32)
+            )
             graded = Scored(query, item, (grade / self.study.top).astype(np.float32))
             material = Material(queries, q2i=taken_pairs(own), ranked=ranked_triples(own, seed), graded=graded)
             config = Config.preset_config("tiny" if self.quick else "small").with_overrides(
@@ -314,7 +320,13 @@ class Engines:
             if not (shop / "shop.json").exists():
                 part.log(shop)
             config = Config.preset_config(self.preset).with_overrides(
-                [f"seed={seed}", "data.split=time", "data.test_share=0.01", *(QUICK if self.quick else ()), *self.bench.args.set]
+                [
+                    f"seed={seed}",
+                    "data.split=time",
+                    "data.test_share=0.01",
+                    *(QUICK if self.quick else ()),
+                    *self.bench.args.set,
+                ]
             )
             begun = model.with_name(f"{model.name}.training").exists()
             train_model(shop, model, config, resume=begun, say=lambda line: print(f"    {line}", flush=True))

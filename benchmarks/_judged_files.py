@@ -58,7 +58,9 @@ class Source:
             RankloomError: no such folder or file, or a Git LFS pointer in its place.
         """
         if not folder.is_dir():
-            raise RankloomError(f"no folder {folder}", place="--data", action=f"get {self.name}: {self.get}", code="data-missing")
+            raise RankloomError(
+                f"no folder {folder}", place="--data", action=f"get {self.name}: {self.get}", code="data-missing"
+            )
         found = self.find_any(folder, *names)
         if found is None:
             other = f" (nor {', '.join(names[1:])})" if names[1:] else ""
@@ -82,7 +84,9 @@ class Source:
                 )  # fmt: skip
         return path
 
-    def read(self, path: Path, format: str, columns: Mapping[str, Column], *, keep: pl.Expr | None = None) -> pl.DataFrame:
+    def read(
+        self, path: Path, format: str, columns: Mapping[str, Column], *, keep: pl.Expr | None = None
+    ) -> pl.DataFrame:
         """The named columns of a table, in the order of the file.
 
         Args:
@@ -94,7 +98,10 @@ class Source:
         """
         file = TableFile(path, format, separator="\t" if format == "csv" else None)
         there = file.columns()
-        used = {name: next((own for own in (column.names or (name,)) if own in there), None) for name, column in columns.items()}
+        used = {
+            name: next((own for own in (column.names or (name,)) if own in there), None)
+            for name, column in columns.items()
+        }
         lacking = [name for name, column in columns.items() if column.required and used[name] is None]
         if lacking:
             wanted = ", ".join(" or ".join(columns[name].names or (name,)) for name in lacking)
@@ -105,13 +112,20 @@ class Source:
         frames = []
         for batch in file.batches():
             series = [
-                _typed(file, batch.numbers, batch.frame, own if own in batch.frame.columns else None, name, columns[name])
+                _typed(
+                    file, batch.numbers, batch.frame, own if own in batch.frame.columns else None, name, columns[name]
+                )
                 for name, own in used.items()
             ]
             frame = pl.DataFrame(series)
             frames.append(frame if keep is None else frame.filter(keep))
         if not frames or not sum(frame.height for frame in frames):
-            raise RankloomError(f"{path.name} has no rows", place=str(path), action=f"get {self.name} again: {self.get}", code="data-empty")
+            raise RankloomError(
+                f"{path.name} has no rows",
+                place=str(path),
+                action=f"get {self.name} again: {self.get}",
+                code="data-empty",
+            )
         return pl.concat(frames)
 
     def check_values(self, path: Path, values: pl.Series, known: Sequence[str]) -> None:
@@ -124,7 +138,9 @@ class Source:
             )  # fmt: skip
 
 
-def _typed(file: TableFile, numbers: Sequence[int], frame: pl.DataFrame, own: str | None, name: str, column: Column) -> pl.Series:
+def _typed(
+    file: TableFile, numbers: Sequence[int], frame: pl.DataFrame, own: str | None, name: str, column: Column
+) -> pl.Series:
     kind: pl.DataType = {"text": pl.String(), "int": pl.Int64(), "list": pl.List(pl.String)}[column.kind]
     if own is None:
         out = pl.Series(name, [None] * frame.height, dtype=kind)

@@ -129,7 +129,9 @@ def _questions(examples: pl.DataFrame, items: pl.DataFrame, limit: int | None) -
     queries = examples.select("query_id", "query").unique("query_id", keep="first", maintain_order=True)
     queries = queries[sample(queries.height, limit)]
     examples = examples.filter(pl.col("query_id").is_in(queries["query_id"].implode()))
-    grade = examples["esci_label"].replace_strict(list(GRADES), list(range(len(GRADES))), return_dtype=pl.Int64).to_numpy()
+    grade = (
+        examples["esci_label"].replace_strict(list(GRADES), list(range(len(GRADES))), return_dtype=pl.Int64).to_numpy()
+    )
     judged = Judgements.of(
         rows_of(queries["query_id"].to_list(), examples["query_id"]), rows_of(items["item_id"].to_list(), examples["product_id"]), grade,
         queries.height,

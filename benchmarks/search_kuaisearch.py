@@ -51,7 +51,8 @@ from rankloom.evaluation.search.judged import Judgements
 from rankloom.requests import HistoryEvent
 
 KUAISEARCH: Final = Source(
-    "KuaiSearch-Lite", "download the folders items_lite, recall_lite and users_lite of the data set benchen4395/KuaiSearch on Hugging Face"
+    "KuaiSearch-Lite",
+    "download the folders items_lite, recall_lite and users_lite of the data set benchen4395/KuaiSearch on Hugging Face",
 )
 MEASURES: Final = tuple(make(1, k) for k in (10, 20, 50) for make in (hit_of, recall_of))
 HISTORY: Final = 50
@@ -71,7 +72,9 @@ _README: Final = {
 PUBLISHED: Final = tuple(
     {"system": name, "variant": "KuaiSearch README", "metric": metric, "k": k, "value": value}
     for name, values in _README.items()
-    for (k, metric), value in zip([(k, metric) for k in (10, 20, 50) for metric in ("recall", "hr")], values, strict=True)
+    for (k, metric), value in zip(
+        [(k, metric) for k in (10, 20, 50) for metric in ("recall", "hr")], values, strict=True
+    )
 )
 GOAL: Final = ("hr@10", 0.1210)  # above DPR-SDE, the best of the table
 
@@ -162,9 +165,16 @@ def _items(items: pl.DataFrame) -> pl.DataFrame:
 def _judgements(sessions: pl.DataFrame, ids: list[str]) -> Judgements:
     """Grade 2 ordered, 1 clicked, 0 shown alone, by session in the order of the frame."""
     frame = sessions.with_row_index("q")
-    columns = [("purchased_item_ids", 2), ("clicked_item_ids", 1)] + ([("impressed_item_ids", 0)] if "impressed_item_ids" in frame.columns else [])
+    columns = [("purchased_item_ids", 2), ("clicked_item_ids", 1)] + (
+        [("impressed_item_ids", 0)] if "impressed_item_ids" in frame.columns else []
+    )
     pairs = pl.concat(
-        [frame.select("q", pl.col(name).alias("item_id"), pl.lit(grade).alias("grade")).explode("item_id").drop_nulls() for name, grade in columns]
+        [
+            frame.select("q", pl.col(name).alias("item_id"), pl.lit(grade).alias("grade"))
+            .explode("item_id")
+            .drop_nulls()
+            for name, grade in columns
+        ]
     )
     row = rows_of(ids, pairs["item_id"])
     # what was shown and is no item of the catalogue teaches nothing
@@ -175,7 +185,9 @@ def _judgements(sessions: pl.DataFrame, ids: list[str]) -> Judgements:
 def _log(sessions: pl.DataFrame) -> pl.DataFrame:
     """A shop's events of training sessions: each item once a session, as an order where it was ordered."""
     both = [
-        sessions.select("user_id", "session_id", "time_index", "query", pl.col(name).alias("item_id"), pl.lit(event).alias("event"))
+        sessions.select(
+            "user_id", "session_id", "time_index", "query", pl.col(name).alias("item_id"), pl.lit(event).alias("event")
+        )
         .explode("item_id")
         .drop_nulls("item_id")
         for name, event in (("purchased_item_ids", "purchase"), ("clicked_item_ids", "click"))
@@ -197,7 +209,11 @@ def _histories(tests: pl.DataFrame, log: pl.DataFrame) -> tuple[tuple[HistoryEve
         events.setdefault(user, []).append(HistoryEvent(item, event, when, surface="search", query=query))
     out = []
     for user, second in tests.select("user_id", "time_index").iter_rows():
-        before = [event for event in events.get(user, []) if event.timestamp is not None and event.timestamp < _START + timedelta(seconds=second)]
+        before = [
+            event
+            for event in events.get(user, [])
+            if event.timestamp is not None and event.timestamp < _START + timedelta(seconds=second)
+        ]
         out.append(tuple(before[-HISTORY:]))
     return tuple(out)
 
@@ -217,11 +233,16 @@ def _write_log(folder: Path, items: pl.DataFrame, log: pl.DataFrame, users: pl.D
 
 
 def main() -> int:
-    bench = Benchmark.from_args("search_kuaisearch", parser=judged_parser(__doc__, "search_kuaisearch"), sources=SOURCES)
+    bench = Benchmark.from_args(
+        "search_kuaisearch", parser=judged_parser(__doc__, "search_kuaisearch"), sources=SOURCES
+    )
     args = bench.args
     quick = (QUICK_ITEMS, QUICK_ASKED) if bench.quick else (None, None)
     study = read(
-        args.data, n_items=args.items or quick[0], n_asked=args.asked or quick[1], n_learn=QUICK_LEARN if bench.quick else LEARN
+        args.data,
+        n_items=args.items or quick[0],
+        n_asked=args.asked or quick[1],
+        n_learn=QUICK_LEARN if bench.quick else LEARN,
     )
     return run(bench, study)
 

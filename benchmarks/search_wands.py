@@ -22,7 +22,20 @@ from typing import Final
 import numpy as np
 import polars as pl
 from _common import Benchmark
-from _judged import SOURCES, Questions, Study, folded, guarded, judged_parser, moved, narrowed, ndcg_of, run, sample, with_text
+from _judged import (
+    SOURCES,
+    Questions,
+    Study,
+    folded,
+    guarded,
+    judged_parser,
+    moved,
+    narrowed,
+    ndcg_of,
+    run,
+    sample,
+    with_text,
+)
 from _judged_files import Column, Source, rows_of, stamp
 
 from rankloom.evaluation.search.judged import Judgements, folds
@@ -66,7 +79,9 @@ def read(folder: Path, *, n_items: int | None = None, n_asked: int | None = None
     grade = labels["label"].replace_strict(list(GRADES), list(range(len(GRADES))), return_dtype=pl.Int64).to_numpy()
     item = rows_of(items["item_id"].to_list(), labels["product_id"])
     judged = Judgements.of(asked[known], item[known], grade[known], queries.height)
-    questions = Questions(tuple(queries["query"].to_list()), judged, np.arange(queries.height)).take(sample(queries.height, n_asked))
+    questions = Questions(tuple(queries["query"].to_list()), judged, np.arange(queries.height)).take(
+        sample(queries.height, n_asked)
+    )
     smaller, place = narrowed(items, questions.judged.item, n_items)
     questions = Questions(questions.text, moved(questions.judged, place, smaller.height), np.arange(len(questions)))
     return Study(

@@ -17,6 +17,10 @@ PRODUCTS = [(kind, color, stuff) for kind in KINDS for color in COLORS for stuff
 QUERIES = [f"{color} {kind}" for color, kind in zip(COLORS * 3, (*KINDS, *KINDS, *KINDS[:3]), strict=True)]
 
 
+ASKED = [query.replace("red", "crimson") for query in QUERIES]
+"""As people type them: a word that no product has."""
+
+
 def grade(query: str, product: tuple[str, str, str]) -> int:
     """2 right, 1 of the kind, 0 neither."""
     kind, color, _ = product
@@ -40,7 +44,9 @@ def wands(folder: Path) -> Path:
         }
     )  # fmt: skip
     products.write_csv(folder / "dataset" / "product.csv", separator="\t")
-    queries = pl.DataFrame({"query_id": list(range(100, 115)), "query": QUERIES, "query_class": [query.title() for query in QUERIES]})
+    queries = pl.DataFrame(
+        {"query_id": list(range(100, 115)), "query": ASKED, "query_class": [query.title() for query in QUERIES]}
+    )
     queries.write_csv(folder / "dataset" / "query.csv", separator="\t")
     names = ("Irrelevant", "Partial", "Exact")
     pairs = [(100 + q, p, names[grade(QUERIES[q], PRODUCTS[p])]) for q, p in judged_pairs()]
@@ -78,9 +84,18 @@ def esci(folder: Path) -> Path:
     for q, p in judged_pairs():
         label = "ISE"[grade(QUERIES[q], PRODUCTS[p])]
         label = "C" if label == "I" and p % 2 else label
-        rows.append((QUERIES[q], q, f"B{p:04}", "us", label, 1, 1, "test" if q % 3 == 0 else "train"))
+        rows.append((ASKED[q], q, f"B{p:04}", "us", label, 1, 1, "test" if q % 3 == 0 else "train"))
     rows += [("big only", 90, "B0001", "us", "E", 0, 1, "test"), ("mesa", 91, "B0000", "es", "E", 1, 1, "test")]
-    names = ["query", "query_id", "product_id", "product_locale", "esci_label", "small_version", "large_version", "split"]
+    names = [
+        "query",
+        "query_id",
+        "product_id",
+        "product_locale",
+        "esci_label",
+        "small_version",
+        "large_version",
+        "split",
+    ]
     examples = pl.DataFrame(rows, schema=names, orient="row").with_row_index("example_id")
     examples.write_parquet(home / "shopping_queries_dataset_examples.parquet")
     return folder
@@ -121,7 +136,14 @@ def kuaisearch(folder: Path, *, n_users: int = 30, seed: int = 0) -> Path:
     sessions[0]["clicked_item_ids"], sessions[0]["purchased_item_ids"] = [], []
     next(own for own in sessions if own["split"] == "test")["clicked_item_ids"].append(777)
     users = [
-        {"user_id": user, "gender": "MF"[user % 2], "age_bucket": "31-40", "fre_country": "中国", "fre_province": "辽宁", "fre_city": None}
+        {
+            "user_id": user,
+            "gender": "MF"[user % 2],
+            "age_bucket": "31-40",
+            "fre_country": "中国",
+            "fre_province": "辽宁",
+            "fre_city": None,
+        }
         for user in range(n_users)
     ]
     for name, rows in (("items_lite", items), ("recall_lite", sessions), ("users_lite", users)):

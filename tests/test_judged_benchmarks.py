@@ -36,7 +36,9 @@ def run(module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: Path
     return result
 
 
-def figure(result: dict[str, Any], system: str, metric: str, k: int, gains: str = "", variant: str | None = None) -> float:
+def figure(
+    result: dict[str, Any], system: str, metric: str, k: int, gains: str = "", variant: str | None = None
+) -> float:
     found = [
         row["value"]
         for row in result["rows"]
@@ -55,9 +57,9 @@ def test_wands_is_asked_in_folds_and_kept_cells_are_not_measured_twice(
     systems = {row["system"] for row in result["rows"]}
     assert systems == {"bm25", "dense", "rrf", "aligned", "joined", "rankloom", "rankloom-generator"}
     assert {row["n"] for row in result["rows"]} == {15}
-    # every right product has the words of its query, so words find them
+    # every right product has the words of its query, but for three queries that say crimson instead of red
     for variant in ("default", "default, all text", "tuned"):
-        assert figure(result, "bm25", "ndcg", 10, "exact 1, partial .5", variant) > 0.9
+        assert 0.9 < figure(result, "bm25", "ndcg", 10, "exact 1, partial .5", variant) < 1
     assert figure(result, "rankloom", "ndcg", 10, "exact 1, partial .5") > 0.5
     gap = figure(result, "rankloom", "ndcg", 10, "2^g - 1", "minus bm25, tuned")
     both = [figure(result, "rankloom", "ndcg", 10, "2^g - 1"), figure(result, "bm25", "ndcg", 10, "2^g - 1", "tuned")]
@@ -70,7 +72,9 @@ def test_wands_is_asked_in_folds_and_kept_cells_are_not_measured_twice(
     assert again["rows"] == result["rows"]
 
 
-def test_esci_asks_the_test_queries_of_the_locale_in_the_small_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_esci_asks_the_test_queries_of_the_locale_in_the_small_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = judged_sets.esci(tmp_path / "esci-data")
     result = run(esci, monkeypatch, tmp_path, data)
     assert {row["n"] for row in result["rows"]} == {5}
@@ -84,12 +88,16 @@ def test_kuaisearch_asks_for_the_person(tmp_path: Path, monkeypatch: pytest.Monk
     result = run(kuaisearch, monkeypatch, tmp_path, data, "--engines", "bm25", "joined", "rankloom")
     own = [row for row in result["rows"] if not row.get("published")]
     assert {row["n"] for row in own} == {15}
-    assert {(row["metric"], row["k"]) for row in own} == {(metric, k) for metric in ("hr", "recall") for k in (10, 20, 50)}
+    assert {(row["metric"], row["k"]) for row in own} == {
+        (metric, k) for metric in ("hr", "recall") for k in (10, 20, 50)
+    }
     # a kind has ten items: words alone find it; one item that was taken is in no file, and is missed by everybody
     assert figure(result, "bm25", "hr", 10, variant="tuned") == 1.0
     assert figure(result, "bm25", "recall", 20, variant="tuned") == pytest.approx((14 + 2 / 3) / 15, abs=1e-6)
     assert figure(result, "rankloom", "hr", 10) > 0.5
-    published = {(row["system"], row["metric"], row["k"]): row["value"] for row in result["rows"] if row.get("published")}
+    published = {
+        (row["system"], row["metric"], row["k"]): row["value"] for row in result["rows"] if row.get("published")
+    }
     assert published["DPR-SDE", "hr", 10] == 0.1210
     assert (published["BM25", "recall", 10], published["LTRGR", "hr", 50]) == (0.0706, 0.2184)
 
@@ -103,7 +111,11 @@ def test_wands_becomes_a_catalogue_and_graded_pairs(tmp_path: Path) -> None:
     assert item["title"] == "red coffee table 27.5 '' steel"
     assert item["category"] == ["Furniture", "Living Room", "Coffee Tables", "Accent Pieces"]
     assert item["description"] == 'a red coffee table , "made" of steel'
-    assert item["attributes"] == [{"key": "color", "value": "red"}, {"key": "material", "value": "steel"}, {"key": "legs", "value": "4"}]
+    assert item["attributes"] == [
+        {"key": "color", "value": "red"},
+        {"key": "material", "value": "steel"},
+        {"key": "legs", "value": "4"},
+    ]
     assert study.items["description"][0] is None
     own = study.questions.judged.take(np.asarray([0]))
     assert dict(zip(own.item.tolist(), own.grade.tolist(), strict=True)) == {
@@ -128,7 +140,11 @@ def test_esci_leaves_out_other_locales_and_the_large_version(tmp_path: Path) -> 
     assert every.items.height == 61
     assert every.items["title"][60] == ""
     item = study.items.row(0, named=True)
-    assert (item["title"], item["brand"], item["attributes"]) == ("Coffee Table, red", "Acme", [{"key": "color", "value": "red"}])
+    assert (item["title"], item["brand"], item["attributes"]) == (
+        "Coffee Table, red",
+        "Acme",
+        [{"key": "color", "value": "red"}],
+    )
     assert item["description"] == "made of oak\nred\n A coffee table of oak"
     assert study.items["attributes"][1].to_list() == []
     assert study.items["brand"][1] is None
@@ -189,7 +205,11 @@ def test_the_log_of_a_set_without_people_is_strangers_who_take_what_is_right(tmp
     assert set(events.select("query", "item_id").rows()) == right
     assert events["user_id"].value_counts()["count"].max() <= judged.TAKES_A_VISIT
     assert events.group_by("user_id").agg(pl.col("query").n_unique())["query"].max() == 1
-    spans = events.group_by("query").agg(pl.col("timestamp").min().alias("a"), pl.col("timestamp").max().alias("b")).sort("a")
+    spans = (
+        events.group_by("query")
+        .agg(pl.col("timestamp").min().alias("a"), pl.col("timestamp").max().alias("b"))
+        .sort("a")
+    )
     assert (spans["a"][1:] > spans["b"][:-1]).all()
 
 
@@ -203,7 +223,12 @@ def test_fusion_is_the_sum_of_reciprocal_ranks() -> None:
 
 READERS: list[tuple[Any, Callable[[Path], Path], str, str]] = [
     (wands, judged_sets.wands, "dataset/label.csv", "github.com/wayfair/WANDS"),
-    (esci, judged_sets.esci, "shopping_queries_dataset/shopping_queries_dataset_products.parquet", "github.com/amazon-science/esci-data"),
+    (
+        esci,
+        judged_sets.esci,
+        "shopping_queries_dataset/shopping_queries_dataset_products.parquet",
+        "github.com/amazon-science/esci-data",
+    ),
     (kuaisearch, judged_sets.kuaisearch, "items_lite/train.jsonl", "benchen4395/KuaiSearch"),
 ]
 
@@ -224,7 +249,9 @@ def test_a_missing_file_is_named_and_where_to_get_it(
 
 
 @pytest.mark.parametrize(("module", "make", "name", "home"), READERS, ids=["wands", "esci", "kuaisearch"])
-def test_a_git_lfs_pointer_is_called_one(module: Any, make: Callable[[Path], Path], name: str, home: str, tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_called_one(
+    module: Any, make: Callable[[Path], Path], name: str, home: str, tmp_path: Path
+) -> None:
     data = make(tmp_path / "set")
     (data / name).write_text(judged_sets.POINTER)
     with pytest.raises(RankloomError, match="Git LFS pointer") as found:

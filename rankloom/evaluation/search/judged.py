@@ -109,7 +109,9 @@ def recall(lists_QK: IntArray, judged: Judgements, least: int, k: int) -> FloatA
 
 def hit_rate(lists_QK: IntArray, judged: Judgements, least: int, k: int) -> FloatArray:
     """(Q,) 1 where anything of grade `least` or better is among the first k."""
-    return (judged.grades(lists_QK[:, :k]) >= least).any(1).astype(np.float64)
+    right_QK: NDArray[np.bool_] = judged.grades(lists_QK[:, :k]) >= least
+    out: FloatArray = np.any(right_QK, axis=1).astype(np.float64)
+    return out
 
 
 def folds(n: int, n_folds: int, seed: int = 0) -> NDArray[np.int64]:
