@@ -110,15 +110,30 @@ class Source:
                 action=f"give the file as {self.name} publishes it: {self.get}", code="data-columns",
             )  # fmt: skip
         frames = []
+        refusal: RankloomError | None = None
         for batch in file.batches():
-            series = [
-                _typed(
-                    file, batch.numbers, batch.frame, own if own in batch.frame.columns else None, name, columns[name]
-                )
-                for name, own in used.items()
-            ]
+            # read to the end all the same: a CSV file left early keeps a thread that may stop the interpreter from ending
+            if refusal is not None:
+                continue
+            try:
+                series = [
+                    _typed(
+                        file,
+                        batch.numbers,
+                        batch.frame,
+                        own if own in batch.frame.columns else None,
+                        name,
+                        columns[name],
+                    )
+                    for name, own in used.items()
+                ]
+            except RankloomError as error:
+                refusal = error
+                continue
             frame = pl.DataFrame(series)
             frames.append(frame if keep is None else frame.filter(keep))
+        if refusal is not None:
+            raise refusal
         if not frames or not sum(frame.height for frame in frames):
             raise RankloomError(
                 f"{path.name} has no rows",

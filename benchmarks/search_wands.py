@@ -63,7 +63,7 @@ def read(folder: Path, *, n_items: int | None = None, n_asked: int | None = None
     products = WANDS.read(
         paths["product.csv"], "csv",
         {
-            "product_id": Column(), "product_name": Column(), "product_class": Column(required=False),
+            "product_id": Column(), "product_name": Column(required=False), "product_class": Column(required=False),
             "category": Column(("category hierarchy", "category_hierarchy"), required=False),
             "product_description": Column(required=False), "product_features": Column(required=False),
         },

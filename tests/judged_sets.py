@@ -11,7 +11,7 @@ import polars as pl
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4a735b693b4a424a6fc67f5be6e4c811495c488bbf66d02a602d308b2744263a\nsize 51286808\n"
 KINDS = ("coffee table", "arm chair", "bar stool", "floor lamp", "area rug", "wall clock")
-COLORS = ("red", "blue", "green", "white", "black")
+COLORS = ("blue", "red", "green", "white", "black")
 STUFF = ("oak", "steel")
 PRODUCTS = [(kind, color, stuff) for kind in KINDS for color in COLORS for stuff in STUFF]
 QUERIES = [f"{color} {kind}" for color, kind in zip(COLORS * 3, (*KINDS, *KINDS, *KINDS[:3]), strict=True)]

@@ -107,7 +107,7 @@ def test_kuaisearch_asks_for_the_person(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_wands_becomes_a_catalogue_and_graded_pairs(tmp_path: Path) -> None:
     study = wands.read(judged_sets.wands(tmp_path / "WANDS") / "dataset")
-    item = study.items.row(1, named=True)
+    item = study.items.row(3, named=True)
     assert item["title"] == "red coffee table 27.5 '' steel"
     assert item["category"] == ["Furniture", "Living Room", "Coffee Tables", "Accent Pieces"]
     assert item["description"] == 'a red coffee table , "made" of steel'
@@ -141,11 +141,11 @@ def test_esci_leaves_out_other_locales_and_the_large_version(tmp_path: Path) -> 
     assert every.items["title"][60] == ""
     item = study.items.row(0, named=True)
     assert (item["title"], item["brand"], item["attributes"]) == (
-        "Coffee Table, red",
+        "Coffee Table, blue",
         "Acme",
-        [{"key": "color", "value": "red"}],
+        [{"key": "color", "value": "blue"}],
     )
-    assert item["description"] == "made of oak\nred\n A coffee table of oak"
+    assert item["description"] == "made of oak\nblue\n A coffee table of oak"
     assert study.items["attributes"][1].to_list() == []
     assert study.items["brand"][1] is None
 
