@@ -103,11 +103,11 @@ def esci(folder: Path) -> Path:
 
 ZH_KINDS = ("连衣裙", "运动鞋", "电饭煲", "保温杯", "毛绒玩具", "羽绒服")
 ZH_COLORS = ("红色", "蓝色", "绿色", "白色", "黑色")
-ZH_STYLES = ("高档", "学生")
+ZH_STYLES = ("高档", "学生", "轻奢", "复古")
 
 
 def kuaisearch(folder: Path, *, n_users: int = 30, seed: int = 0) -> Path:
-    """60 items; 30 people who keep to one color, with four training sessions each, and a test session of half of them."""
+    """120 items, twenty of a kind; 30 people who keep to one color, with four training sessions each, and a test session of half of them."""
     goods = [(kind, color, style) for kind in ZH_KINDS for color in ZH_COLORS for style in ZH_STYLES]
     items = [
         {

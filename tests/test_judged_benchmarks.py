@@ -91,10 +91,11 @@ def test_kuaisearch_asks_for_the_person(tmp_path: Path, monkeypatch: pytest.Monk
     assert {(row["metric"], row["k"]) for row in own} == {
         (metric, k) for metric in ("hr", "recall") for k in (10, 20, 50)
     }
-    # a kind has ten items: words alone find it; one item that was taken is in no file, and is missed by everybody
-    assert figure(result, "bm25", "hr", 10, variant="tuned") == 1.0
-    assert figure(result, "bm25", "recall", 20, variant="tuned") == pytest.approx((14 + 2 / 3) / 15, abs=1e-6)
-    assert figure(result, "rankloom", "hr", 10) > 0.5
+    # a kind has twenty items: words find them all; one item that was taken is in no file, and is missed by everybody
+    words = figure(result, "bm25", "recall", 20, variant="tuned")
+    assert words == pytest.approx((14 + 4 / 5) / 15, abs=1e-6)
+    # which ten of them are better depends on the person
+    assert figure(result, "rankloom", "recall", 10) > figure(result, "bm25", "recall", 10, variant="tuned") + 0.3
     published = {
         (row["system"], row["metric"], row["k"]): row["value"] for row in result["rows"] if row.get("published")
     }
@@ -158,22 +159,22 @@ def test_kuaisearch_takes_of_a_session_are_right_and_histories_are_older(tmp_pat
     assert item["attributes"] == [{"key": "seller", "value": "红色小店"}]
     asked = study.questions
     assert len(asked) == 15
-    assert asked.judged.at_least(1).tolist() == [3] + [2] * 14
-    assert asked.judged.item.max() == 60  # the item without a row lies beyond the catalogue
+    assert asked.judged.at_least(1).tolist() == [5] + [4] * 14
+    assert asked.judged.item.max() == 120  # the item without a row lies beyond the catalogue
     for place, history in enumerate(asked.history):
         # the first person's first session took nothing
-        assert len(history) == (6 if asked.user[place] == "0" else 8)
+        assert len(history) == (12 if asked.user[place] == "0" else 16)
         times = [event.timestamp for event in history]
         assert times == sorted(times)
         assert times[-1] < asked.at[place]
         assert sum(event.event == "purchase" for event in history) == 1
         assert {event.surface for event in history} == {"search"}
     learn = study.parts[0].learn
-    assert learn.judged.item.max() < 60
-    assert np.bincount(learn.judged.grade).tolist() == [119 * 8, 119 * 2 - 30, 30]
+    assert learn.judged.item.max() < 120
+    assert np.bincount(learn.judged.grade).tolist() == [119 * 16, 119 * 4 - 30, 30]
     study.parts[0].log(tmp_path / "shop")
     events = pl.read_parquet(tmp_path / "shop" / "events.parquet")
-    assert events["event"].value_counts(sort=True).rows() == [("click", 119 * 2 - 30), ("purchase", 30)]
+    assert events["event"].value_counts(sort=True).rows() == [("click", 119 * 4 - 30), ("purchase", 30)]
     assert events["timestamp"].max() < min(asked.at)
     assert pl.read_parquet(tmp_path / "shop" / "users.parquet").height == 30
 
