@@ -49,7 +49,7 @@ MEASURES: Final = (ndcg_of("exact 1, partial .5", (0.0, 0.5, 1.0)), ndcg_of("2^g
 
 
 def read(folder: Path, *, n_items: int | None = None, n_asked: int | None = None) -> Study:
-    """The set as its repository has it, in one part that nothing was cut of yet.
+    """The set as its repository has it; `folded` gives it parts.
 
     Args:
         folder: the clone, or its folder `dataset`.
