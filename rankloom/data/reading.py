@@ -7,12 +7,17 @@ encoding, a ragged row, a quote that is never closed, a line that is no JSON. No
 from __future__ import annotations
 
 import ast
+import atexit
 import codecs
 import csv
 import gzip
 import io
 import json
+import math
 import re
+import threading
+import time
+import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -246,6 +251,17 @@ def find_table(folder: Path, stem: str, formats: Sequence[str]) -> tuple[Path, s
     return None
 
 
+_OPEN: weakref.WeakSet[Utf8Stream] = weakref.WeakSet()
+_SETTLED_S: Final = 0.05
+
+
+@atexit.register
+def _settle_all() -> None:
+    """A reader that was left early may live in a traceback until the end."""
+    for own in list(_OPEN):
+        own.settle()
+
+
 class Utf8Stream(io.RawIOBase):
     """A text file as a stream of UTF-8: unpacked where it is gzip, decoded strictly, without a byte-order mark.
 
@@ -269,6 +285,9 @@ class Utf8Stream(io.RawIOBase):
         self._line = 1
         self._buffer = memoryview(b"")
         self._done = False
+        self._reader = 0  # the thread that reads
+        self._read_at = 0.0
+        _OPEN.add(self)
         total = max(1, path.stat().st_size >> 20)
         self._progress = Progress(f"reading {path.name}", total, unit="MB", quiet=not progress)
 
@@ -279,14 +298,34 @@ class Utf8Stream(io.RawIOBase):
         self.close()
 
     def close(self) -> None:
+        self.settle()
+        _OPEN.discard(self)
         self._progress.close()
         self._raw.close()
         super().close()
+
+    def settle(self) -> None:
+        """Ends the stream for whoever reads it in another thread, and waits until that thread has let go of it.
+
+        Arrow reads ahead in a thread of its own. One that is in the middle of it when the interpreter ends brings the process
+        down with it, whatever its exit status was to be.
+        """
+        ahead = self._reader not in (0, threading.get_ident()) and not self._done
+        self._done = True
+        while ahead and time.monotonic() - self._read_at < _SETTLED_S:
+            time.sleep(_SETTLED_S / 5)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, target: Any) -> int:
+        self._reader, self._read_at = threading.get_ident(), math.inf  # until it is done
+        try:
+            return self._read_into(target)
+        finally:
+            self._read_at = time.monotonic()
+
+    def _read_into(self, target: Any) -> int:
         while not self._buffer and not self._done:
             self._fill()
         count = min(len(self._buffer), len(target))
@@ -301,7 +340,7 @@ class Utf8Stream(io.RawIOBase):
             raise self._error("the gzip file ends too early", "copy or download it again", "file-truncated") from None
         except (gzip.BadGzipFile, zlib.error) as error:
             raise self._error(f"the gzip file is broken: {error}", "download it again", "file-truncated") from None
-        self._done = not chunk
+        self._done = self._done or not chunk
         self._progress.advance(max(0, (self._raw.tell() >> 20) - self._progress.done))
         try:
             text = self._decoder.decode(chunk, final=self._done)
