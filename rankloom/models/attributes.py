@@ -37,8 +37,9 @@ def item_attributes(items: pl.DataFrame) -> Tensor | None:
     for name in ("price_micros", "duration_s"):
         if name in names:
             value = items[name].cast(pl.Float64, strict=False)
-            value = pl.select(pl.when(value > 0).then((value.log(2) * 2).round(0).cast(pl.Int64))).to_series()
-            columns.append(_hashed(value.cast(pl.String), name))
+            # what is free or without end has no logarithm, and no token
+            octave = (value.log(2) * 2).round(0).cast(pl.Int64, strict=False)
+            columns.append(_hashed(octave.cast(pl.String), name))
     tokens = [column for column in columns if column.any()]
     return torch.from_numpy(np.stack(tokens, axis=1)) if tokens else None
 

@@ -34,6 +34,13 @@ def test_the_same_value_is_the_same_token_and_nothing_is_zero() -> None:
     assert duration[2] != 0
 
 
+def test_what_is_free_or_endless_has_no_token() -> None:
+    odd = pl.DataFrame({"item_id": list("abcde"), "price_micros": [0, 5_000_000, None, -3, 7], "duration_s": [0.0, float("inf"), float("nan"), 1.0, 30.0]})
+    tokens = item_attributes(odd)
+    assert tokens is not None
+    assert (tokens != 0).tolist() == [[False, False], [True, False], [False, False], [False, True], [True, True]]
+
+
 def test_tokens_do_not_depend_on_the_rest_of_the_catalogue() -> None:
     whole, alone = item_attributes(ITEMS), item_attributes(ITEMS[:1])
     assert whole is not None
