@@ -1,0 +1,154 @@
+"""Fits the relevance of search results on the validation period's searches, each judged by parts that it did not fit.
+
+The refiner that orders a list was fitted on the same searches, so its own scores there are too sure. A calibration is fitted on what
+people will see, not on what a fit remembers: the people are dealt into folds, for each a refiner is fitted on the others' searches, and
+the lists of a fold are scored by the refiner that has not seen them. The same folds give the error that is reported: every
+fold's under a calibration of the other folds.
+
+Shapes: B cases, C generated items, N (search, item) pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rankloom.choosing import FEW, questions
+from rankloom.data.sequences import Cases, Sequences
+from rankloom.decoding.refine import RefineExamples, Refiner, fit_refiner
+from rankloom.decoding.relevance import Relevance, calibration_error, understood_shares
+from rankloom.progress import track
+from rankloom.recommender import Rankloom
+from rankloom.training.features import FeatureTable
+
+SEARCHES: Final = 3_000
+"""Validation searches that are read, at most."""
+PLACES: Final = 50
+"""Best places of every list that the fit reads."""
+SHOWN: Final = 10
+"""Best places of which the error is told: what a page shows."""
+FOLDS: Final = 3
+_SIZE: Final = 64
+_BATCHES: Final = 15
+"""Batches, where there are searches for so many: a refiner is fitted on some and stopped by others."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Lists and what was taken: (searches, places) shares z, best first, 0 for padding, and whether the item was the one."""
+
+    share_NP: NDArray[np.float64]
+    taken_NP: NDArray[np.bool_]
+
+    def __add__(self, other: Judged) -> Judged:
+        return Judged(np.concatenate([self.share_NP, other.share_NP]), np.concatenate([self.taken_NP, other.taken_NP]))
+
+    def fit(self) -> Relevance:
+        return Relevance.fit(self.share_NP.reshape(-1), self.taken_NP.reshape(-1), searches=len(self.share_NP))
+
+    def error(self, relevance: Relevance | None, *, places: int = SHOWN) -> float:
+        """Expected calibration error of the best places, of the shares themselves where there is no calibration."""
+        share = self.share_NP[:, :places].reshape(-1)
+        chance = share if relevance is None else relevance(torch.from_numpy(share)).double().numpy()
+        return calibration_error(chance, self.taken_NP[:, :places].reshape(-1))
+
+
+def judged(examples: RefineExamples, coverage_BC: torch.Tensor, refiner: Refiner | None, strength: float) -> Judged:
+    """Lists of one batch in the order of their final scores.
+
+    Args:
+        coverage_BC: share of the query that each item has.
+        strength: of the refiner.
+    """
+    score_BC = examples.score_BC
+    if refiner is not None and strength:
+        with torch.no_grad():
+            score_BC = score_BC + strength * refiner(examples.feature_BCF)
+    score_BC = torch.where(examples.item_BC >= 0, score_BC, float("-inf"))
+    share_BC = understood_shares(score_BC, score_BC, coverage_BC)
+    order = torch.sort(score_BC, dim=1, descending=True, stable=True).indices[:, :PLACES]
+    short = (0, PLACES - order.shape[1])
+    taken_BC = examples.item_BC == examples.target_B[:, None]
+    share, taken = (torch.nn.functional.pad(own.gather(1, order), short) for own in (share_BC, taken_BC))
+    return Judged(share.double().numpy(), taken.numpy())
+
+
+def read(
+    rankloom: Rankloom, sequences: Sequences, table: FeatureTable, cases: Cases, *, title: str, quiet: bool = False
+) -> list[tuple[RefineExamples, torch.Tensor]]:
+    """Lists of searches in batches, as `search` serves them (what the person has had may come again), with their coverage."""
+    seconds = torch.from_numpy(sequences.timestamp / 1e6) if sequences.has_clock else None
+    out = []
+    size = min(_SIZE, max(1, len(cases) // _BATCHES))
+    for begin in track(range(0, len(cases), size), title, unit="batches", quiet=quiet):
+        part = slice(begin, begin + size)
+        row = torch.from_numpy(cases.row[part])
+        user = torch.from_numpy(cases.user[part]).long()
+        out.append(
+            rankloom.search_examples(
+                table, torch.from_numpy(sequences.offsets)[user], row, torch.from_numpy(cases.target[part].astype(np.int64)),
+                queries_at=row, user=user, surface=table.surface[row], when=None if seconds is None else seconds[row],
+            )
+        )  # fmt: skip
+    return out
+
+
+def calibrate_search(
+    rankloom: Rankloom, sequences: Sequences, table: FeatureTable, *, quiet: bool = False
+) -> dict[str, float]:
+    """Sets `search_choices.relevance` from the validation period's searches, where there are enough; the figures of it.
+
+    Without enough of them nothing is set: a chance that was not measured would be no chance.
+    """
+    rankloom.search_choices = replace(rankloom.search_choices, relevance=None)
+    if rankloom.query_memory is None or not sequences.queries:
+        return {}
+    kind = partial(questions, rankloom, sequences, searches=True, max_per_user=5)
+    cases, _ = kind(max_users=SEARCHES)
+    if len(cases) > SEARCHES:
+        cases, _ = kind(max_users=max(1, len(np.unique(cases.user)) * SEARCHES // len(cases)))
+    if len(cases) < FEW:
+        return {}
+    found = read(rankloom, sequences, table, cases, title="calibrating searches on validation", quiet=quiet)
+    folds = _folds(rankloom, found, quiet=quiet)
+    after, before, weight = 0.0, 0.0, 0
+    for number, own in enumerate(folds):
+        others = [other for place, other in enumerate(folds) if place != number]
+        relevance = _all(others).fit()
+        n = len(own.share_NP)
+        after, before, weight = after + n * own.error(relevance), before + n * own.error(None), weight + n
+    everything = _all(folds)
+    relevance = replace(everything.fit(), error=after / weight, error_before=before / weight)
+    rankloom.search_choices = replace(rankloom.search_choices, relevance=relevance)
+    return {
+        "held-out calibration error, raw shares": before / weight, "held-out calibration error, relevance": after / weight,
+        "searches calibrated on": float(len(cases)),
+    }  # fmt: skip
+
+
+def _folds(rankloom: Rankloom, found: list[tuple[RefineExamples, torch.Tensor]], *, quiet: bool) -> list[Judged]:
+    """Lists by fold, each scored by a refiner of the other folds; the batches of a fold are neighbours, since the cases of a
+    person are."""
+    choices = rankloom.search_choices
+    strength = choices.weights.refine if choices.refiner is not None else 0.0
+    parts = np.array_split(np.arange(len(found)), min(FOLDS, len(found)))
+    out = []
+    for part in parts:
+        own, refiner = set(part.tolist()), choices.refiner
+        others = [examples for number, (examples, _) in enumerate(found) if number not in own]
+        if strength and len(others) > 1:
+            refiner, _ = fit_refiner(others, seed=rankloom.config.seed, quiet=quiet)
+        lists = [judged(*found[number], refiner, strength) for number in part]
+        out.append(_all(lists))
+    return out
+
+
+def _all(parts: list[Judged]) -> Judged:
+    return Judged(
+        np.concatenate([own.share_NP for own in parts]), np.concatenate([own.taken_NP for own in parts])
+    )  # fmt: skip
