@@ -5,11 +5,12 @@ people will see, not on what a fit remembers: the people are dealt into folds, f
 the lists of a fold are scored by the refiner that has not seen them. The same folds give the error that is reported: every
 fold's under a calibration of the other folds.
 
-Shapes: B cases, C generated items, N (search, item) pairs.
+Shapes: B cases of a batch, N cases, C generated items.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -21,18 +22,17 @@ from numpy.typing import NDArray
 from rankloom.choosing import FEW, questions
 from rankloom.data.sequences import Cases, Sequences
 from rankloom.decoding.refine import RefineExamples, Refiner, fit_refiner
-from rankloom.decoding.relevance import Relevance, calibration_error, understood_shares
+from rankloom.decoding.relevance import Relevance, best_coverage, calibration_error
 from rankloom.progress import track
 from rankloom.recommender import Rankloom
 from rankloom.training.features import FeatureTable
 
 SEARCHES: Final = 3_000
 """Validation searches that are read, at most."""
-PLACES: Final = 50
-"""Best places of every list that the fit reads."""
 SHOWN: Final = 10
 """Best places of which the error is told: what a page shows."""
 FOLDS: Final = 3
+_PER_PERSON: Final = 20
 _SIZE: Final = 64
 _BATCHES: Final = 15
 """Batches, where there are searches for so many: a refiner is fitted on some and stopped by others."""
@@ -40,26 +40,53 @@ _BATCHES: Final = 15
 
 @dataclass(frozen=True)
 class Judged:
-    """Lists and what was taken: (searches, places) shares z, best first, 0 for padding, and whether the item was the one."""
+    """Lists and what was taken.
 
-    share_NP: NDArray[np.float64]
-    taken_NP: NDArray[np.bool_]
+    Attributes:
+        score_NC: final scores, -inf for padding.
+        taken_NC: whether the item was the one.
+        coverage_NC: share of the query that each item has.
+    """
 
-    def __add__(self, other: Judged) -> Judged:
-        return Judged(np.concatenate([self.share_NP, other.share_NP]), np.concatenate([self.taken_NP, other.taken_NP]))
+    score_NC: torch.Tensor
+    taken_NC: torch.Tensor
+    coverage_NC: torch.Tensor
+
+    @classmethod
+    def together(cls, parts: Sequence[Judged]) -> Judged:
+        """All lists of several."""
+        width = max(own.score_NC.shape[1] for own in parts)
+
+        def joined(name: str, padding: float) -> torch.Tensor:
+            wide = []
+            for part in parts:
+                own: torch.Tensor = getattr(part, name)
+                wide.append(torch.nn.functional.pad(own, (0, width - own.shape[1]), value=padding))
+            return torch.cat(wide)
+
+        return cls(joined("score_NC", float("-inf")), joined("taken_NC", False), joined("coverage_NC", 0.0))
 
     def fit(self) -> Relevance:
-        return Relevance.fit(self.share_NP.reshape(-1), self.taken_NP.reshape(-1), searches=len(self.share_NP))
+        return Relevance.fit(self.score_NC, self.taken_NC, best_coverage(self.score_NC, self.coverage_NC))
+
+    def chances(self, relevance: Relevance | None, *, places: int = SHOWN) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """(N, places) chances of the best places, best first, the shares themselves where there is no calibration; and what was
+        taken."""
+        order = torch.sort(self.score_NC, dim=1, descending=True, stable=True).indices[:, :places]
+        best, taken = self.score_NC.gather(1, order), self.taken_NC.gather(1, order)
+        if relevance is None:
+            relevance = Relevance(1.0, 1.0, 1e-9)
+        chance = relevance(best, self.score_NC, self.coverage_NC)
+        return chance.double().numpy(), taken.numpy()
 
     def error(self, relevance: Relevance | None, *, places: int = SHOWN) -> float:
-        """Expected calibration error of the best places, of the shares themselves where there is no calibration."""
-        share = self.share_NP[:, :places].reshape(-1)
-        chance = share if relevance is None else relevance(torch.from_numpy(share)).double().numpy()
-        return calibration_error(chance, self.taken_NP[:, :places].reshape(-1))
+        """Expected calibration error of the best places."""
+        chance, taken = self.chances(relevance, places=places)
+        return calibration_error(chance.reshape(-1), taken.reshape(-1))
 
 
 def judged(examples: RefineExamples, coverage_BC: torch.Tensor, refiner: Refiner | None, strength: float) -> Judged:
-    """Lists of one batch in the order of their final scores.
+    """Lists of one batch under a refiner.
 
     Args:
         coverage_BC: share of the query that each item has.
@@ -70,12 +97,7 @@ def judged(examples: RefineExamples, coverage_BC: torch.Tensor, refiner: Refiner
         with torch.no_grad():
             score_BC = score_BC + strength * refiner(examples.feature_BCF)
     score_BC = torch.where(examples.item_BC >= 0, score_BC, float("-inf"))
-    share_BC = understood_shares(score_BC, score_BC, coverage_BC)
-    order = torch.sort(score_BC, dim=1, descending=True, stable=True).indices[:, :PLACES]
-    short = (0, PLACES - order.shape[1])
-    taken_BC = examples.item_BC == examples.target_B[:, None]
-    share, taken = (torch.nn.functional.pad(own.gather(1, order), short) for own in (share_BC, taken_BC))
-    return Judged(share.double().numpy(), taken.numpy())
+    return Judged(score_BC.float(), examples.item_BC == examples.target_B[:, None], coverage_BC)
 
 
 def read(
@@ -108,7 +130,7 @@ def calibrate_search(
     rankloom.search_choices = replace(rankloom.search_choices, relevance=None)
     if rankloom.query_memory is None or not sequences.queries:
         return {}
-    kind = partial(questions, rankloom, sequences, searches=True, max_per_user=5)
+    kind = partial(questions, rankloom, sequences, searches=True, max_per_user=_PER_PERSON)
     cases, _ = kind(max_users=SEARCHES)
     if len(cases) > SEARCHES:
         cases, _ = kind(max_users=max(1, len(np.unique(cases.user)) * SEARCHES // len(cases)))
@@ -119,10 +141,10 @@ def calibrate_search(
     after, before, weight = 0.0, 0.0, 0
     for number, own in enumerate(folds):
         others = [other for place, other in enumerate(folds) if place != number]
-        relevance = _all(others).fit()
-        n = len(own.share_NP)
+        relevance = Judged.together(others).fit()
+        n = len(own.score_NC)
         after, before, weight = after + n * own.error(relevance), before + n * own.error(None), weight + n
-    everything = _all(folds)
+    everything = Judged.together(folds)
     relevance = replace(everything.fit(), error=after / weight, error_before=before / weight)
     rankloom.search_choices = replace(rankloom.search_choices, relevance=relevance)
     return {
@@ -143,12 +165,5 @@ def _folds(rankloom: Rankloom, found: list[tuple[RefineExamples, torch.Tensor]],
         others = [examples for number, (examples, _) in enumerate(found) if number not in own]
         if strength and len(others) > 1:
             refiner, _ = fit_refiner(others, seed=rankloom.config.seed, quiet=quiet)
-        lists = [judged(*found[number], refiner, strength) for number in part]
-        out.append(_all(lists))
+        out.append(Judged.together([judged(examples, coverage, refiner, strength) for examples, coverage in found[part[0] : part[-1] + 1]]))
     return out
-
-
-def _all(parts: list[Judged]) -> Judged:
-    return Judged(
-        np.concatenate([own.share_NP for own in parts]), np.concatenate([own.taken_NP for own in parts])
-    )  # fmt: skip

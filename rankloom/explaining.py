@@ -84,19 +84,17 @@ class Explainer:
         shares = self.memory.shares(read)
         in_text, asked = self.memory.evidence(rows, read)
         kinds = self._kinds(query, read)
-        typed = dict(reversed(as_typed(query)))
         out = []
         for place, row in enumerate(rows):
             fields = {"title": set(words(self.titles[row])), "brand": set(words(self.brands[row] or "")),
                       "category": set(words(" ".join(self.paths[row])))}  # fmt: skip
             own = []
             for at, word in enumerate(read):
-                known = word.read_as or word.word
-                where = [name for name, has in fields.items() if known in has and in_text[place, at]]
+                where = [name for name, has in fields.items() if form_of(word) in has and in_text[place, at]]
                 if asked[place, at]:
                     where.append("searches")
                 kind = kinds[at] or ("brand" if "brand" in where else None)
-                own.append(WordMatch(typed.get(word.word, word.word), word.read_as, round(shares[at], 4), tuple(where), kind))
+                own.append(WordMatch(word.word, word.read_as, round(shares[at], 4), tuple(where), kind))
             out.append(own)
         return out
 
@@ -110,7 +108,7 @@ class Explainer:
             for span in self.keywords.match(text):
                 for word in words(text[span.start : span.end]):
                     of.setdefault(word, span.keyword.kind)
-        return [of.get(own.read_as or own.word) for own in read]
+        return [of.get(form_of(own)) for own in read]
 
     # -- codes -----------------------------------------------------------------------------------------------------
 
@@ -159,6 +157,11 @@ class Explainer:
                 len(rows),
             )
         return self._usual
+
+
+def form_of(word: ReadWord) -> str:
+    """A word of a query in the form in which it is compared."""
+    return word.read_as or (words(word.word) or [word.word])[0]
 
 
 def _telling(inside: Counter[str], usual: Counter[str], size: int, n: int, *, most: int = _TERMS) -> list[str]:

@@ -47,7 +47,6 @@ from rankloom.decoding.refine_features import (
     item_groups,
     item_sizes,
 )
-from rankloom.decoding.relevance import understood_shares
 from rankloom.decoding.select import Candidates, Weights, expand, leaf_log_share, mix_scores, top_k, with_memory
 from rankloom.decoding.trace import BeamTrace, trace_of
 from rankloom.errors import RankloomError
@@ -451,7 +450,7 @@ class Rankloom:
         items, best, _ = top_k(generated.candidates, scores, k)
         relevance, chances = self.search_choices.relevance, None
         if generated.query is not None and relevance is not None:
-            chances = relevance(understood_shares(best, scores, generated.query.coverage_BC))
+            chances = relevance(best, scores, generated.query.coverage_BC)
         return Ranking(items, best, generated.candidates.log_prob_BC, chances), generated
 
     def check_relevance(self) -> None:

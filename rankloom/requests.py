@@ -61,7 +61,7 @@ class WordMatch:
     """A word of a search, and where an item has it.
 
     Attributes:
-        word: as it was typed, in the form that is compared; of Chinese text a pair of neighbouring characters.
+        word: as it was typed, in lower case; of Chinese text a pair of neighbouring characters.
         read_as: the known word that it was taken for, None where it was taken as it is.
         share: of the query, words weighed by how rare they are.
         where: `title`, `brand`, `category`; `searches`: people typed it before they took the item. Empty: the item has it nowhere.

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from rankloom.semantic.spelling import Spelling
 from rankloom.semantic.stuffing import believed
-from rankloom.semantic.words import is_pair, words
+from rankloom.semantic.words import as_typed, is_pair, words
 
 K1: Final = 0.9
 B: Final = 0.6
@@ -79,7 +79,7 @@ class ReadWord:
     """One word of a query as it was understood.
 
     Attributes:
-        word: as it was typed.
+        word: as it was typed, in lower case.
         number: of the known word that it stands for; -1 where nothing knows it.
         read_as: that word, where it is another one.
         weight: how much of a word it counts, less where it was corrected.
@@ -255,7 +255,8 @@ class QueryMemory:
 
         Two Chinese words that meet make a pair that nobody knows: between known pairs it is no word and is left out.
         """
-        typed = words(query)
+        given = as_typed(query)
+        typed = [word for word, _ in given]
         known = [self._known(word) for word in typed]
         out: dict[str, ReadWord] = {}
         done: set[int] = set()
@@ -280,9 +281,9 @@ class QueryMemory:
             elif number < 0:
                 corrected = self._speller.correct(word, typos) if typos else None
                 if corrected is not None:
-                    out[word] = ReadWord(word, self.vocabulary[corrected], corrected, SLIP)
+                    out[word] = ReadWord(given[place][1], self.vocabulary[corrected], corrected, SLIP)
                     continue
-            out[word] = ReadWord(word, number)
+            out[word] = ReadWord(given[place][1], number)
         return list(out.values())
 
     def _known(self, word: str) -> bool:
