@@ -69,7 +69,9 @@ class Judged:
     def fit(self) -> Relevance:
         return Relevance.fit(self.score_NC, self.taken_NC, best_coverage(self.score_NC, self.coverage_NC))
 
-    def chances(self, relevance: Relevance | None, *, places: int = SHOWN) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    def chances(
+        self, relevance: Relevance | None, *, places: int = SHOWN
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """(N, places) chances of the best places, best first, the shares themselves where there is no calibration; and what was
         taken."""
         order = torch.sort(self.score_NC, dim=1, descending=True, stable=True).indices[:, :places]
@@ -160,10 +162,14 @@ def _folds(rankloom: Rankloom, found: list[tuple[RefineExamples, torch.Tensor]],
     strength = choices.weights.refine if choices.refiner is not None else 0.0
     parts = np.array_split(np.arange(len(found)), min(FOLDS, len(found)))
     out = []
-    for part in parts:
+    for part in track(parts, "calibrating searches by refiners of the other people's", unit="folds", quiet=quiet):
         own, refiner = set(part.tolist()), choices.refiner
         others = [examples for number, (examples, _) in enumerate(found) if number not in own]
         if strength and len(others) > 1:
-            refiner, _ = fit_refiner(others, seed=rankloom.config.seed, quiet=quiet)
-        out.append(Judged.together([judged(examples, coverage, refiner, strength) for examples, coverage in found[part[0] : part[-1] + 1]]))
+            refiner, _ = fit_refiner(others, seed=rankloom.config.seed, quiet=True)
+        out.append(
+            Judged.together(
+                [judged(examples, coverage, refiner, strength) for examples, coverage in found[part[0] : part[-1] + 1]]
+            )
+        )
     return out

@@ -32,13 +32,15 @@ from rankloom.semantic.keywords.matching import KeywordMatcher
 from rankloom.semantic.trie import Trie
 from rankloom.semantic.words import as_typed, words
 
-_READ: Final = 400
+_READ: Final = 200
 """Items under a prefix that are read for its meaning."""
 _BACKGROUND: Final = 4_000
 """Items of the catalogue that it is set apart from."""
 _TERMS: Final = 2
 _COMMON: Final = 0.2
 """Share of a prefix's items that have a term before it says what they are."""
+_EVERYWHERE: Final = 0.25
+"""Share of the catalogue that has a term which tells nothing, such as "for"."""
 _KINDS: Final = {
     "words": (*SEARCH_FEATURES, "search"),
     "memory": ("memory", "memory says", "memory of its category", "memory of its code"),
@@ -61,7 +63,12 @@ class Explainer:
     """
 
     def __init__(
-        self, items: pl.DataFrame, trie: Trie, codes_IL: NDArray[np.integer], memory: QueryMemory | None, keywords: KeywordMatcher | None
+        self,
+        items: pl.DataFrame,
+        trie: Trie,
+        codes_IL: NDArray[np.integer],
+        memory: QueryMemory | None,
+        keywords: KeywordMatcher | None,
     ) -> None:
         self.trie, self.codes_IL, self.memory, self.keywords = trie, codes_IL, memory, keywords
         self.titles: list[str] = items["title"].fill_null("").to_list()
@@ -138,7 +145,9 @@ class Explainer:
         if not rows:
             return ""
         categories, terms, n = self._background()
-        found = _telling(Counter(name for row in rows for name in dict.fromkeys(self.paths[row])), categories, len(rows), n)
+        found = _telling(
+            Counter(name for row in rows for name in dict.fromkeys(self.paths[row])), categories, len(rows), n
+        )
         said = set(words(" ".join(found)))
         forms = [dict(as_typed(self.titles[row])) for row in rows]
         counted = Counter(word for own in forms for word in own if len(word) > 1 and not word.isdigit())
@@ -167,7 +176,9 @@ def form_of(word: ReadWord) -> str:
 def _telling(inside: Counter[str], usual: Counter[str], size: int, n: int, *, most: int = _TERMS) -> list[str]:
     """Terms that many of these items have and few others: share among them, squared, over share in the catalogue."""
     scored = [
-        ((count / size) ** 2 * (n + 1) / (usual[term] + 1), term) for term, count in inside.items() if count >= _COMMON * size
+        ((count / size) ** 2 * (n + 1) / (usual[term] + 1), term)
+        for term, count in inside.items()
+        if count >= _COMMON * size and usual[term] <= _EVERYWHERE * n
     ]
     return [term for value, term in sorted(scored, key=lambda own: (-own[0], own[1]))[:most] if value > 1]
 
@@ -199,7 +210,9 @@ def above_the_mean(parts: dict[str, Tensor], real_C: Tensor, columns: Sequence[i
 
 
 @torch.no_grad()
-def refiner_parts(refiner: Refiner, feature_CF: Tensor, real_C: Tensor, columns: Sequence[int]) -> list[dict[str, float]]:
+def refiner_parts(
+    refiner: Refiner, feature_CF: Tensor, real_C: Tensor, columns: Sequence[int]
+) -> list[dict[str, float]]:
     """Of each column how much its correction changes by each kind of evidence, see the module's docstring."""
     names = (*FEATURES, *SEARCH_FEATURES)[: feature_CF.shape[1]]
     usual_F = feature_CF[real_C].mean(0)

@@ -59,7 +59,11 @@ class Relevance:
 
     def describe(self) -> str:
         """One sentence on what it was fitted on and how well."""
-        error = "" if self.error is None else f"; its error on held-out ones is {self.error:.4f} ({self.error_before:.4f} before)"
+        error = (
+            ""
+            if self.error is None
+            else f"; its error on held-out ones is {self.error:.4f} ({self.error_before:.4f} before)"
+        )
         return f"calibrated on {self.searches:,} searches of the validation period{error}"
 
     def __call__(self, score_BK: Tensor, score_BC: Tensor, coverage_BC: Tensor) -> Tensor:

@@ -39,7 +39,9 @@ def test_scores_that_are_too_sure_or_too_shy_become_chances(sharpness: float) ->
 
 def test_the_error_is_the_distance_of_chance_and_frequency() -> None:
     # two bins of one chance each: .2 with half of it taken, .8 with nothing
-    assert calibration_error(np.array([0.2, 0.2, 0.8, 0.8]), np.array([True, False, False, False]), bins=2) == pytest.approx(0.55)
+    assert calibration_error(
+        np.array([0.2, 0.2, 0.8, 0.8]), np.array([True, False, False, False]), bins=2
+    ) == pytest.approx(0.55)
     assert math.isnan(calibration_error(np.zeros(0), np.zeros(0, dtype=np.bool_)))
 
 

@@ -39,7 +39,7 @@ def test_recommend_replies_with_the_contract(client: TestClient, model: Rankloom
     assert set(reply) >= {"request_id", "model_version", "items", "degraded", "timing_ms"}
     assert len(reply["items"]) == 5
     for item in reply["items"]:
-        assert set(item) == {"item_id", "title", "score", "sid", "sponsored", "reasons", "reason_codes"}
+        assert set(item) == {"item_id", "title", "score", "sid", "sponsored", "reasons", "reason_codes", "relevance", "explanation"}
         assert model.items.row(model.row_of(item["item_id"]), named=True)["price_micros"] < 30e6  # type: ignore[arg-type]
 
 
