@@ -40,7 +40,8 @@ _TERMS: Final = 2
 _COMMON: Final = 0.2
 """Share of a prefix's items that have a term before it says what they are."""
 _EVERYWHERE: Final = 0.25
-"""Share of the catalogue that has a term which tells nothing, such as "for"."""
+"""Share of the catalogue that has a term which tells nothing."""
+_EMPTY: Final = frozenset(("and", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"))
 _KINDS: Final = {
     "words": (*SEARCH_FEATURES, "search"),
     "memory": ("memory", "memory says", "memory of its category", "memory of its code"),
@@ -150,7 +151,9 @@ class Explainer:
         )
         said = set(words(" ".join(found)))
         forms = [dict(as_typed(self.titles[row])) for row in rows]
-        counted = Counter(word for own in forms for word in own if len(word) > 1 and not word.isdigit())
+        counted = Counter(
+            word for own in forms for word in own if len(word) > 1 and not word.isdigit() and word not in _EMPTY
+        )
         typical = [word for word in _telling(counted, terms, len(rows), n, most=2 * _TERMS) if word not in said]
         typed = {word: form for own in forms for word, form in own.items()}
         return " · ".join([*found, *(typed[word] for word in typical[:_TERMS])])
