@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rankloom.choosing import FEW, questions
+from rankloom.choosing import questions
 from rankloom.data.sequences import Cases, Sequences
 from rankloom.decoding.refine import RefineExamples, Refiner, fit_refiner
 from rankloom.decoding.relevance import Relevance, best_coverage, calibration_error
@@ -27,6 +27,8 @@ from rankloom.progress import track
 from rankloom.recommender import Rankloom
 from rankloom.training.features import FeatureTable
 
+ENOUGH: Final = 30
+"""Validation searches below which nothing is calibrated."""
 SEARCHES: Final = 3_000
 """Validation searches that are read, at most."""
 SHOWN: Final = 10
@@ -129,14 +131,15 @@ def calibrate_search(
 
     Without enough of them nothing is set: a chance that was not measured would be no chance.
     """
-    rankloom.search_choices = replace(rankloom.search_choices, relevance=None)
+    if rankloom.search_choices.relevance is not None:
+        rankloom.search_choices = replace(rankloom.search_choices, relevance=None)
     if rankloom.query_memory is None or not sequences.queries:
         return {}
     kind = partial(questions, rankloom, sequences, searches=True, max_per_user=_PER_PERSON)
     cases, _ = kind(max_users=SEARCHES)
     if len(cases) > SEARCHES:
         cases, _ = kind(max_users=max(1, len(np.unique(cases.user)) * SEARCHES // len(cases)))
-    if len(cases) < FEW:
+    if len(cases) < ENOUGH:
         return {}
     found = read(rankloom, sequences, table, cases, title="calibrating searches on validation", quiet=quiet)
     folds = _folds(rankloom, found, quiet=quiet)

@@ -242,10 +242,10 @@ def _train(
     elif not config.selection.enabled:
         rankloom.weights = rankloom.generator_weights = Weights(mix=1.0)
     say(f"chosen on validation: {describe_weights(rankloom.weights)}")
-    if rankloom.query_memory is not None and rankloom.search_choices is not UNTRIED_SEARCH:
+    if rankloom.query_memory is not None and replace(rankloom.search_choices, relevance=None) != UNTRIED_SEARCH:
         say(f"for searches: {describe_weights(rankloom.search_choices.weights, searches=True)}")
-        if (relevance := rankloom.search_choices.relevance) is not None:
-            say(f"relevance: {relevance.describe()}")
+    if (relevance := rankloom.search_choices.relevance) is not None:
+        say(f"relevance of search results: {relevance.describe()}")
     rankloom.metadata = {
         "parents": {"shop": fingerprint[:12]},
         "shop": {"rows": shop.origin.get("rows", {}), "importer": shop.origin.get("importer", "")},

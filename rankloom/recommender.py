@@ -458,7 +458,7 @@ class Rankloom:
         if self.search_choices.relevance is None:
             raise RankloomError(
                 "this model's search scores are not calibrated, so that there is no relevance to cut at", place="min_relevance",
-                action="leave it out, or train again with this version on a log with at least fifty searches in its validation period",
+                action="leave it out, or train again with this version on a log with at least thirty searches in its validation period",
                 code="relevance-missing",
             )  # fmt: skip
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from rankloom import model_folder
-from rankloom.calibrating import calibrate_search
-from rankloom.choosing import FEW
+from rankloom.calibrating import ENOUGH, calibrate_search
 from rankloom.data.sequences import VALID, load_sequences
 from rankloom.data.shop import Shop
 from rankloom.errors import RankloomError
@@ -33,7 +32,7 @@ def uncalibrated(model: Rankloom) -> Rankloom:
 def test_training_calibrates_on_searches_and_says_how_well(model: Rankloom) -> None:
     own = model.search_choices.relevance
     assert own is not None
-    assert own.searches >= FEW
+    assert own.searches >= ENOUGH
     assert own.error is not None
     assert 0 <= own.error < 0.1
 
@@ -106,7 +105,7 @@ def test_without_enough_searches_nothing_is_calibrated(bazaar: Shop, model: Rank
     sequences = load_sequences(bazaar, model.config.data)
     table = feature_table(sequences, model.tokenizer, bazaar)
     searches = (sequences.stage == VALID) & sequences.target & (sequences.query >= 0)
-    sequences.query[searches.nonzero()[0][FEW - 1 :]] = -1
+    sequences.query[searches.nonzero()[0][ENOUGH - 1 :]] = -1
     assert calibrate_search(model, sequences, table, quiet=True) == {}
     assert model.search_choices.relevance is None
 

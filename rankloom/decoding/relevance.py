@@ -13,7 +13,7 @@ best of forty alike dresses is rarely above a tenth, and the one item with a mod
   proportion below that, and 0 where no item has a word of it. A log has hardly any searches of nonsense to learn this from, since
   people take nothing after them: below what it has seen, less is believed.
 
-Three numbers, so that fifty searches suffice; the chances of a list never sum to more than one; and they fall along the list.
+Three numbers, so that some dozens of searches suffice; the chances of a list never sum to more than one; and they fall along the list.
 
 Shapes: B requests, C generated items, K of them that are asked about, N searches.
 """
