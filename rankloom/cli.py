@@ -331,14 +331,21 @@ def search(
         str | None, typer.Option("--sort", help="price, -price, newest, or another column, instead of the best first.")
     ] = None,
     facets: Annotated[list[str] | None, typer.Option("--facet", help="Count the values of a column among the matches.")] = None,
+    min_relevance: Annotated[
+        float | None, typer.Option("--min-relevance", help="Show only what is at least so relevant, 0 to 1; the list may be short.")
+    ] = None,
+    max_typos: Annotated[
+        int | None, typer.Option("--max-typos", help="Slips of a word that are forgiven, 0 to 2 (default: the model's).")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Words, codes and parts of the score of every result.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """The same model with words in its context."""
     from rankloom.recommender import Rankloom
 
     own = Rankloom.from_pretrained(model)
-    found = own.search(words, user=user, k=k, filter=filter, explain=True, sort=sort, facets=facets or ())
-    _print(found, as_json)
+    found = own.search(words, user=user, k=k, filter=filter, explain=True, sort=sort, facets=facets or (), min_relevance=min_relevance, max_typos=max_typos)
+    _print(found, as_json, details=explain)
 
 
 @app.command(epilog="Example: rankloom serve model --port 8080")
@@ -536,7 +543,7 @@ def demo(
     serve_model(model_path, host="127.0.0.1", port=port, state=folder / "events.sqlite", say=say)
 
 
-def _print(reply: Any, as_json: bool, *, stranger: bool = False) -> None:
+def _print(reply: Any, as_json: bool, *, stranger: bool = False, details: bool = False) -> None:
     from dataclasses import asdict
 
     if as_json:
@@ -544,17 +551,42 @@ def _print(reply: Any, as_json: bool, *, stranger: bool = False) -> None:
         return
     if stranger:
         print("no history of this person: the list is that for a new visitor")
+    if reply.read_as:
+        print(f"reading {', '.join(f'{typed!r} as {other!r}' for typed, other in reply.read_as)}")
     for place, item in enumerate(reply.items, start=1):
         codes = "-".join(map(str, item.sid))
-        print(f"{place:>3}. {item.title}  [{item.item_id}]  SID {codes}  {item.score:.2f}")
+        chance = "" if item.relevance is None else f"  relevance {item.relevance:.3f}"
+        print(f"{place:>3}. {item.title}  [{item.item_id}]  SID {codes}  {item.score:.2f}{chance}")
         for reason in item.reasons:
             print(f"       {reason}")
+        if details and item.explanation is not None:
+            for line in _details(item.explanation):
+                print(f"         {line}")
     for name, values in reply.facets.items():
         print(f"{name}: {', '.join(f'{value} ({n:,})' for value, n in values) or 'nothing'}")
-    if reply.no_match:
+    if reply.no_match and not reply.items:
+        print("nothing reaches the relevance asked for")
+    elif reply.no_match:
         print("the catalogue has no word of this search: the list is by meaning and history")
     if reply.degraded:
         print(f"degraded: {reply.degraded_reason}")
+
+
+def _details(own: Any) -> list[str]:
+    """Lines of an explanation."""
+    lines = []
+    for word in own.words:
+        read_as = f" (read as {word.read_as!r})" if word.read_as else ""
+        kind = f", {word.kind}" if word.kind else ""
+        where = ", ".join("earlier searches" if name == "searches" else name for name in word.where) or "nowhere"
+        lines.append(f"word {word.word!r}{read_as}{kind}: {word.share:.0%} of the query, in {where}")
+    for step in own.path:
+        log_prob = "not kept" if step.log_prob is None else f"{step.log_prob:.2f}"
+        lines.append(f"code {step.code}: {step.meaning or '-'}  log-probability {log_prob}")
+    for name, parts in (("score above the mean", own.parts), ("refiner", own.refiner)):
+        if parts:
+            lines.append(f"{name}: {', '.join(f'{part} {value:+.2f}' for part, value in parts.items())}")
+    return lines
 
 
 def main() -> None:

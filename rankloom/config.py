@@ -328,6 +328,11 @@ class MemoryConfig(Section):
     queries: bool = True
     """Searches: items whose words a query has, interpolated likewise, with weights and a refiner of their own
     (decoding/query_memory.py)."""
+    synonyms: bool = True
+    """What people typed before they took an item finds it, as the words of its text do."""
+    max_typos: int = Field(default=1, ge=0, le=2)
+    """Slips that a word of a search may have and still be read as a known one: 0 none, 1 from four letters on, 2 from eight on. A
+    request may ask otherwise."""
 
 
 class TrainingConfig(Section):

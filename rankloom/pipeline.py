@@ -25,6 +25,7 @@ from torch import distributed as dist
 
 from rankloom import model_folder
 from rankloom.building import build_model, created_seconds, watched
+from rankloom.calibrating import calibrate_search
 from rankloom.choosing import choose_refiner, choose_search, choose_weights, describe_weights
 from rankloom.config import Config
 from rankloom.data import schema
@@ -219,7 +220,7 @@ def _train(
         mask_seen=mask_seen,
         memory=memory,
         exposure=exposure,
-        query_memory=query_memory_of(sequences, items) if config.memory.queries else None,
+        query_memory=query_memory_of(sequences, items, synonyms=config.memory.synonyms) if config.memory.queries else None,
         log_end=float(sequences.timestamp.max() / 1e6) if sequences.has_clock else None,
     )
     figures: dict[str, float] = {}
@@ -236,12 +237,15 @@ def _train(
             rankloom, sequences, table, mask_seen=mask_seen, limit=config.training.eval_users, quiet=quiet,
             refined_on=None if asked is sequences else (asked, feature_table(asked, tokenizer, shop)),
         )  # fmt: skip
+        searched.update(calibrate_search(rankloom, sequences, table, quiet=quiet))
         figures.update({f"search: {name}": value for name, value in searched.items()})
     elif not config.selection.enabled:
         rankloom.weights = rankloom.generator_weights = Weights(mix=1.0)
     say(f"chosen on validation: {describe_weights(rankloom.weights)}")
-    if rankloom.query_memory is not None and rankloom.search_choices is not UNTRIED_SEARCH:
+    if rankloom.query_memory is not None and replace(rankloom.search_choices, relevance=None) != UNTRIED_SEARCH:
         say(f"for searches: {describe_weights(rankloom.search_choices.weights, searches=True)}")
+    if (relevance := rankloom.search_choices.relevance) is not None:
+        say(f"relevance of search results: {relevance.describe()}")
     rankloom.metadata = {
         "parents": {"shop": fingerprint[:12]},
         "shop": {"rows": shop.origin.get("rows", {}), "importer": shop.origin.get("importer", "")},
@@ -268,8 +272,10 @@ def _train(
     return out
 
 
-def query_memory_of(sequences: Sequences, items: pl.DataFrame) -> QueryMemory:
-    """The words of the catalogue and of the training period's searches."""
+def query_memory_of(sequences: Sequences, items: pl.DataFrame, *, synonyms: bool = True) -> QueryMemory:
+    """The words of the catalogue and, as their synonyms, of the training period's searches."""
+    if not synonyms:
+        return QueryMemory.fit(searched_texts(items), ())
     rows = np.flatnonzero((sequences.stage == TRAIN) & sequences.target & (sequences.query >= 0))
     takes = zip(sequences.item[rows].tolist(), (sequences.queries[n] for n in sequences.query[rows]), strict=True)
     return QueryMemory.fit(searched_texts(items), takes)

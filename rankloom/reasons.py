@@ -10,7 +10,6 @@ Shapes: I catalogue rows, D content dimensions, L codes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from rankloom.decoding.memory import BehaviourMemory
 from rankloom.decoding.query_memory import QueryMemory
+from rankloom.semantic.words import as_typed, words
 
 NEAR: Final = 0.95
 """Share of the catalogue that must be less like the evidence."""
@@ -28,7 +28,6 @@ POPULAR: Final = 0.95
 AT_MOST: Final = 2
 """Sentences an item."""
 _SAMPLE: Final = 1000
-_CHINESE: Final = re.compile(r"[\u3400-\u9fff]+")
 
 
 class Reasons:
@@ -94,21 +93,24 @@ class Reasons:
         return out
 
     def of_search(
-        self, rows: Sequence[int], query: str, query_D: NDArray[np.float32], memory: QueryMemory | None = None
+        self, rows: Sequence[int], query: str, query_D: NDArray[np.float32], memory: QueryMemory | None = None, typos: int = 1
     ) -> list[list[str]]:
         """One sentence per row.
 
         Args:
             query_D: the query as the encoder gives it.
             memory: knows which words were corrected, and what people typed before they took an item.
+            typos: slips of a word that are forgiven.
         """
-        words = _words(query)
+        typed = dict(reversed(as_typed(query)))
+        asked_for = list(dict.fromkeys(words(query)))
         title_of_search = f"for the search {query!r}"
         asked = [False] * len(rows)
         if memory is not None:
-            read_as = dict(memory.match(query).read_as)
-            words += [word for word in read_as.values() if word not in words]
-            asked = memory.asked(rows, query)
+            read = memory.read(query, typos)
+            read_as = {own.word: own.read_as for own in read if own.read_as is not None}
+            asked_for += [word for word in read_as.values() if word not in asked_for]
+            asked = [bool(own.any()) for own in memory.evidence(rows, read)[1]]
             if read_as:
                 changed = ", ".join(f"{wrong!r} as {right!r}" for wrong, right in read_as.items())
                 title_of_search += f" (reading {changed})"
@@ -116,10 +118,10 @@ class Reasons:
         limit = float(np.quantile(vectors[self.sample] @ query_D, NEAR)) if len(self.sample) else np.inf
         out = []
         for row, often in zip(rows, asked, strict=True):
-            title = self.titles[row].casefold()
-            have = [word for word in words if word in title]
+            title = set(words(self.titles[row]))
+            have = [word for word in asked_for if word in title]
             if have:
-                out.append([f"{title_of_search}: the title has {', '.join(repr(word) for word in have)}"])
+                out.append([f"{title_of_search}: the title has {', '.join(repr(typed.get(word, word)) for word in have)}"])
             elif often:
                 out.append([f"{title_of_search}: people took it after such a search"])
             elif float(vectors[row] @ query_D) >= limit:
@@ -180,15 +182,3 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     norm = np.linalg.norm(vectors, axis=1, keepdims=True)
     out: NDArray[np.float32] = vectors / np.maximum(norm, 1e-9)
     return out
-
-
-def _words(query: str) -> list[str]:
-    """Words of a query; of Chinese text every pair of neighbouring characters, since words are not divided."""
-    found: list[str] = []
-    for word in re.findall(r"\w+", query.casefold()):
-        runs = _CHINESE.findall(word)
-        if not runs:
-            found.append(word)
-        for run in runs:
-            found.extend(run[at : at + 2] for at in range(max(1, len(run) - 1)))
-    return list(dict.fromkeys(found))

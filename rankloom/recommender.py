@@ -50,13 +50,22 @@ from rankloom.decoding.refine_features import (
 from rankloom.decoding.select import Candidates, Weights, expand, leaf_log_share, mix_scores, top_k, with_memory
 from rankloom.decoding.trace import BeamTrace, trace_of
 from rankloom.errors import RankloomError
+from rankloom.explaining import Explainer, above_the_mean, refiner_parts
 from rankloom.models.attributes import item_attributes
 from rankloom.models.context import ContextBatch
 from rankloom.models.kept_context import KeptContexts
 from rankloom.models.lazy_decoder import LazyDecoder
 from rankloom.models.prefix import Prefix
 from rankloom.reasons import Reasons
-from rankloom.requests import HistoryEvent, Recommendation, RecommendedItem, Request, SeenPolicy, check_request
+from rankloom.requests import (
+    Explanation,
+    HistoryEvent,
+    Recommendation,
+    RecommendedItem,
+    Request,
+    SeenPolicy,
+    check_request,
+)
 from rankloom.semantic.ids import SemanticIds
 from rankloom.semantic.stuffing import witness_groups
 from rankloom.semantic.tokenizer import Tokenizer
@@ -68,11 +77,13 @@ from rankloom.training.features import FeatureTable, kind_code
 
 @dataclass
 class Ranking:
-    """Raw result of a batch: (B, k) catalogue rows (-1 padding), scores, and the leaf each came from."""
+    """Raw result of a batch: (B, k) catalogue rows (-1 padding), scores, the generator's log-probabilities of all candidates, and
+    of calibrated searches (B, k) relevances."""
 
     item_BK: Tensor
     score_BK: Tensor
     log_prob_BK: Tensor
+    relevance_BK: Tensor | None = None
 
 
 @dataclass
@@ -210,6 +221,8 @@ class Rankloom:
         at: datetime | None = None,
         sort: str | None = None,
         facets: Sequence[str] = (),
+        min_relevance: float | None = None,
+        max_typos: int | None = None,
     ) -> Recommendation:
         """What to show one person next, best first.
 
@@ -225,15 +238,20 @@ class Rankloom:
                 log, or the last event of the history) where it is left out.
             sort: order the matches of a search by a column of numbers or dates instead, `price`, `-price`, `newest`, ...
             facets: columns of names whose values among the matches of a search are counted, `brand`, `category`, ...
+            min_relevance: of a search, show only what is at least so relevant, a chance from 0 to 1; the list may be shorter
+                than k, or empty.
+            max_typos: slips of a word that are forgiven, 0 to 2; what the configuration says where it is left out.
 
         Raises:
             RankloomError: a bad filter, an unknown surface or policy, a k or beam that is no positive whole number. Items
-                that the catalogue does not know are passed over in `history` and `exclude`: catalogues change.
+                that the catalogue does not know are passed over in `history` and `exclude`: catalogues change. A `min_relevance`
+                where the model was not calibrated (`relevance-missing`).
         """
         events = None if history is None else tuple(HistoryEvent(h) if isinstance(h, str) else h for h in history)
         request = Request(
-            user, events, k, filter, tuple(exclude), query, surface, explain, beam, seen, at, sort, tuple(facets)
-        )
+            user, events, k, filter, tuple(exclude), query, surface, explain, beam, seen, at, sort, tuple(facets), min_relevance,
+            max_typos,
+        )  # fmt: skip
         return self.recommend_batch([request])[0]
 
     def search(self, text: str, **options: Any) -> Recommendation:
@@ -268,6 +286,8 @@ class Rankloom:
         started = time.perf_counter()
         for request in requests:
             check_request(request)
+            if request.min_relevance is not None:
+                self.check_relevance()
         filters = [self._filter(request.filter) for request in requests]
         histories = [
             list(request.history) if request.history is not None else self.history_of(request.user or "")
@@ -287,7 +307,9 @@ class Rankloom:
         prepared = time.perf_counter()
         surface = torch.tensor([schema.SURFACE_CODE.get(request.surface, 0) for request in requests])
         users = torch.tensor([self._history_row.get(r.user or "", -1) for r in requests])
-        ranking, beams, candidates = self.rank(
+        typos = [self.config.memory.max_typos if r.max_typos is None else r.max_typos for r in requests]
+        explained = any(request.explain for request in requests)
+        ranking, generated = self._rank(
             table,
             start,
             stop,
@@ -299,25 +321,38 @@ class Rankloom:
             user=users,
             surface=surface,
             when=self._moments(requests, histories),
-            trace=trace,
+            trace=trace or explained,
+            typos=typos,
             # of a history that comes with its request; the folder's copies never change
             people=[None if request.history is None else request.user for request in requests],
         )
+        beams, candidates = generated.beams, generated.candidates
         decoded = time.perf_counter()
         replies: list[tuple[Recommendation, BeamTrace | None]] = []
         for number, request in enumerate(requests):
             rows = [int(row) for row in ranking.item_BK[number][: widths[number]].tolist() if row >= 0]
             score_of = dict(zip(rows, ranking.score_BK[number].tolist(), strict=False))
+            relevance_of: dict[int, float] = {}
+            if ranking.relevance_BK is not None:
+                relevance_of = dict(zip(rows, ranking.relevance_BK[number].tolist(), strict=False))
             match = None
             if self.query_memory is not None and table.query[stop[number]] >= 0:
-                match = self.query_memory.match(str(request.query))
+                match = self.query_memory.match(str(request.query), typos[number])
+            cut = request.min_relevance
+            if cut is not None:
+                rows = [row for row in rows if relevance_of.get(row, 0.0) >= cut]
             order = orders[number]
             if order is not None:
                 rows = _in_order(rows, order, None if match is None else matching(match))
             rows = rows[: request.k]
-            reasons = self._reasons_for(rows, seen_rows[number], request) if request.explain else [[] for _ in rows]
+            reasons: list[list[str]] = [[] for _ in rows]
+            explanations: list[Explanation | None] = [None for _ in rows]
+            if request.explain:
+                reasons = self._reasons_for(rows, seen_rows[number], request, typos[number])
+                explanations = self._explanations(rows, number, generated, request, typos[number])
             degraded = None
-            if len(rows) < request.k:
+            # a list that the cut has made short is what was asked for
+            if len(rows) < request.k and cut is None:
                 allowed = self._index.unfiltered if filters[number] is None else filters[number]
                 left = int(allowed.allowed_I.sum()) if allowed is not None else 0
                 degraded = (
@@ -333,6 +368,8 @@ class Rankloom:
                         score=float(score_of[row]),
                         sid=tuple(int(code) for code in self.semantic_ids.codes[row]),
                         reasons=reasons[place],
+                        relevance=relevance_of.get(row),
+                        explanation=explanations[place],
                     )
                     for place, row in enumerate(rows)
                 ],
@@ -340,7 +377,10 @@ class Rankloom:
                 degraded=degraded is not None,
                 degraded_reason=degraded,
                 facets=self._facets(request, match, filters[number], excluded[number]),
-                no_match=match is not None and not len(match.row),
+                no_match=(match is not None and not len(match.row)) or (cut is not None and not rows),
+                matches=None if match is None else len(self._shown_matches(match, filters[number], excluded[number])),
+                read_as=() if match is None else match.read_as,
+                unknown=() if match is None else match.unknown,
                 timing_ms={
                     "prepare": round((prepared - started) * 1e3, 3),
                     "generate": round((decoded - prepared) * 1e3, 3),
@@ -382,6 +422,7 @@ class Rankloom:
         search_weights: Weights | None = None,
         trace: bool = False,
         people: Sequence[str | None] | None = None,
+        typos: Sequence[int] | None = None,
     ) -> tuple[Ranking, BeamResult, Candidates]:
         """Generate, then select, for histories given as row ranges of a feature table. The core of every face.
 
@@ -391,17 +432,51 @@ class Rankloom:
             when: (B,) float64 seconds of the requests, for the age of the items.
             weights, search_weights: instead of the model's own.
             people: whose histories these are, for what `contexts` keeps; None keeps nothing of a request.
+            typos: slips of a word that each search forgives, instead of what the configuration says.
         """
+        ranking, generated = self._rank(
+            table, start, stop, k=k, beam=beam, filters=filters, excluded=excluded, queries_at=queries_at, user=user,
+            surface=surface, when=when, weights=weights, search_weights=search_weights, trace=trace, people=people, typos=typos,
+        )  # fmt: skip
+        return ranking, generated.beams, generated.candidates
+
+    @torch.no_grad()
+    def _rank(
+        self, table: FeatureTable, start: Tensor, stop: Tensor, *, k: int, beam: int | Sequence[int] | None = None,
+        filters: list[NodeCounts | None] | None = None, excluded: list[Tensor] | None = None, queries_at: Tensor | None = None,
+        user: Tensor | None = None, surface: Tensor | None = None, when: Tensor | None = None, weights: Weights | None = None,
+        search_weights: Weights | None = None, trace: bool = False, people: Sequence[str | None] | None = None,
+        typos: Sequence[int] | None = None,
+    ) -> tuple[Ranking, _Generated]:  # fmt: skip
+        """`rank`, with what was generated."""
         weights = weights or self.weights
         if self.are_searches(table, queries_at):
             weights = search_weights or self.search_choices.weights
         generated = self._generate(
             table, start, stop, beam=beam, filters=filters, excluded=excluded, queries_at=queries_at, user=user,
-            surface=surface, when=when, memory=weights.memory, lift=weights.lift, trace=trace, people=people,
+            surface=surface, when=when, memory=weights.memory, lift=weights.lift, trace=trace, people=people, typos=typos,
         )  # fmt: skip
         scores = self._scores(generated, weights)
         items, best, _ = top_k(generated.candidates, scores, k)
-        return Ranking(items, best, generated.candidates.log_prob_BC), generated.beams, generated.candidates
+        relevance, chances = self.search_choices.relevance, None
+        if generated.query is not None and relevance is not None:
+            chances = relevance(best, scores, generated.query.coverage_BC)
+        return Ranking(items, best, generated.candidates.log_prob_BC, chances), generated
+
+    def check_relevance(self) -> None:
+        """Raises RankloomError where the model has no calibrated relevance to cut at."""
+        if self.search_choices.relevance is None:
+            raise RankloomError(
+                "this model's search scores are not calibrated, so that there is no relevance to cut at", place="min_relevance",
+                action="leave it out, or train again with this version on a log with at least thirty searches in its validation period",
+                code="relevance-missing",
+            )  # fmt: skip
+
+    def _shown_matches(self, match: Match, passing: NodeCounts | None, excluded: Tensor) -> NDArray[np.int64]:
+        """Catalogue rows of the matches that the request may show."""
+        rows = matching(match)
+        allowed = (self._index.unfiltered if passing is None else passing).allowed_I.numpy()
+        return rows[allowed[rows] & ~np.isin(rows, excluded.numpy())]
 
     def _facets(
         self, request: Request, match: Match | None, passing: NodeCounts | None, excluded: Tensor
@@ -409,9 +484,7 @@ class Rankloom:
         """Of the matches that the request may show."""
         if not request.facets:
             return {}
-        rows = np.zeros(0, dtype=np.int64) if match is None else matching(match)
-        allowed = (self._index.unfiltered if passing is None else passing).allowed_I.numpy()
-        rows = rows[allowed[rows] & ~np.isin(rows, excluded.numpy())]
+        rows = np.zeros(0, dtype=np.int64) if match is None else self._shown_matches(match, passing, excluded)
         return facets_of(self.items, rows.tolist(), request.facets)
 
     def are_searches(self, table: FeatureTable, queries_at: Tensor | None) -> bool:
@@ -498,6 +571,7 @@ class Rankloom:
         when: Tensor | None = None,
         trace: bool = False,
         people: Sequence[str | None] | None = None,
+        typos: Sequence[int] | None = None,
     ) -> _Generated:
         begin = torch.maximum(start, stop - self.config.model.max_history)
         prefix = self._prefill(table.pack(begin, stop, queries_at=queries_at, user=user), surface, people)
@@ -509,7 +583,9 @@ class Rankloom:
         guide = None
         matches: list[Match] | None = None
         if self.query_memory is not None and queries_at is not None and self.are_searches(table, queries_at):
-            matches = [self.query_memory.match(table.queries[number]) for number in table.query[queries_at].tolist()]
+            asked_for = table.query[queries_at].tolist()
+            slips = [self.config.memory.max_typos] * len(asked_for) if typos is None else typos
+            matches = [self.query_memory.match(table.queries[n], own) for n, own in zip(asked_for, slips, strict=True)]
             guide = Guide(self._index, self.query_memory.recall(matches, recalled), share=memory)
         elif self.memory is not None:
             guide = Guide(self._index, recalled, share=memory)
@@ -616,6 +692,22 @@ class Rankloom:
         scores = self._scores(generated, replace(weights, refine=0.0))
         return RefineExamples(features(generated.given, self._facts), scores, generated.candidates.item_BC, target_B)
 
+    @torch.no_grad()
+    def search_examples(
+        self, table: FeatureTable, start: Tensor, stop: Tensor, target_B: Tensor, *, queries_at: Tensor,
+        user: Tensor | None = None, surface: Tensor | None = None, when: Tensor | None = None,
+    ) -> tuple[RefineExamples, Tensor]:  # fmt: skip
+        """One batch of searches as they are served, nothing hidden, before the refiner; and (B, C) which share of the query each
+        generated item has."""
+        weights = self.search_choices.weights
+        generated = self._generate(
+            table, start, stop, queries_at=queries_at, user=user, surface=surface, when=when, memory=weights.memory, lift=weights.lift
+        )
+        assert generated.query is not None
+        scores = self._scores(generated, replace(weights, refine=0.0))
+        read = scores[:, :, None] if generated.given is None else features(generated.given, self._facts)
+        return RefineExamples(read, scores, generated.candidates.item_BC, target_B), generated.query.coverage_BC
+
     # -- the catalogue, live ---------------------------------------------------------------------------------------
 
     def add_items(self, items: pl.DataFrame) -> int:
@@ -681,6 +773,7 @@ class Rankloom:
         ids = self.semantic_ids
         # built when somebody asks
         self._reasons: Reasons | None = None
+        self._explainer: Explainer | None = None
         content = self.tokenizer.model_content(self.config.model.content)
         self.model.items.replace_catalogue(
             torch.from_numpy(ids.codes.astype(np.int64)),
@@ -794,7 +887,49 @@ class Rankloom:
             self._features = torch.from_numpy(np.vstack([known, np.zeros_like(known[:1])]))
         return self._features
 
-    def _reasons_for(self, rows: list[int], seen: list[int], request: Request) -> list[list[str]]:
+    def _explanations(
+        self, rows: list[int], number: int, generated: _Generated, request: Request, typos: int
+    ) -> list[Explanation | None]:
+        """Of the rows of one request, the `number`-th of those that were generated for."""
+        if not rows:
+            return []
+        if self._explainer is None:
+            keywords = None if self.tokenizer.keywords is None else self.tokenizer.keywords.matcher
+            self._explainer = Explainer(self.items, self._trie, self.semantic_ids.codes, self.query_memory, keywords)
+        explainer = self._explainer
+        weights = self.weights if generated.query is None else self.search_choices.weights
+        item_C = generated.candidates.item_BC[number]
+        column_of = {row: column for column, row in enumerate(item_C.tolist())}
+        columns, real_C = [column_of[row] for row in rows], item_C >= 0
+        parts = {name: value[number] for name, value in self._parts(generated, weights).items()}
+        told = above_the_mean(parts, real_C, columns)
+        refined: list[dict[str, float]] = [{} for _ in rows]
+        if "refiner" in parts and generated.refiner is not None and generated.given is not None:
+            refined = refiner_parts(generated.refiner, features(generated.given, self._facts)[number], real_C, columns)
+        found = explainer.words(rows, request.query, typos) if request.query else [[] for _ in rows]
+        return [
+            Explanation(found[place], explainer.path(row, generated.beams, number), told[place], refined[place])
+            for place, row in enumerate(rows)
+        ]
+
+    def _parts(self, generated: _Generated, weights: Weights) -> dict[str, Tensor]:
+        """(B, C) the parts that `_scores` adds up; they differ from it by a number a request."""
+        candidates, select = generated.candidates, generated.select_BC
+        mix = weights.mix if select is not None else 1.0
+        parts = {"generator": mix * torch.log_softmax(candidates.log_prob_BC, dim=-1)} if mix > 0 else {}
+        if select is not None and mix < 1:
+            if generated.guide is not None and weights.selection_memory > 0:
+                select = with_memory(select, candidates.item_BC, generated.guide, weights.selection_memory)
+            parts["selection"] = (1 - mix) * torch.log_softmax(select, dim=-1)
+        if generated.now_BC is not None and weights.now:
+            parts["taken now"] = weights.now * generated.now_BC
+        if generated.query is not None and weights.words:
+            parts["words"] = weights.words * generated.query.coverage_BC
+        if generated.refiner is not None and weights.refine and generated.given is not None:
+            parts["refiner"] = weights.refine * generated.refiner(features(generated.given, self._facts)).detach()
+        return parts
+
+    def _reasons_for(self, rows: list[int], seen: list[int], request: Request, typos: int) -> list[list[str]]:
         if self._reasons is None:
             ids = self.semantic_ids
             self._reasons = Reasons(
@@ -802,7 +937,7 @@ class Rankloom:
             )
         if request.query:
             vector = self.tokenizer.embed_texts([request.query])[0]
-            return self._reasons.of_search(rows, request.query, vector, self.query_memory)
+            return self._reasons.of_search(rows, request.query, vector, self.query_memory, typos)
         return self._reasons.of_history(rows, seen)
 
 

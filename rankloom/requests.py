@@ -52,11 +52,65 @@ class Request:
     at: datetime | None = None
     sort: str | None = None
     facets: tuple[str, ...] = ()
+    min_relevance: float | None = None
+    max_typos: int | None = None
+
+
+@dataclass(frozen=True)
+class WordMatch:
+    """A word of a search, and where an item has it.
+
+    Attributes:
+        word: as it was typed, in lower case; of Chinese text a pair of neighbouring characters.
+        read_as: the known word that it was taken for, None where it was taken as it is.
+        share: of the query, words weighed by how rare they are.
+        where: `title`, `brand`, `category`; `searches`: people typed it before they took the item. Empty: the item has it nowhere.
+        kind: its type (`brand`, `color`, ...), where a dictionary of keywords or the item's columns say.
+    """
+
+    word: str
+    read_as: str | None
+    share: float
+    where: tuple[str, ...]
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class CodeStep:
+    """One code of a semantic ID: what the items that share the codes so far have in common, and the log-probability with which it
+    was generated after them; None where the beam had dropped it."""
+
+    code: int
+    meaning: str
+    log_prob: float | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How an item came to its place; only where it was asked for.
+
+    Attributes:
+        words: the query's words and where the item has them; empty for a feed.
+        path: its codes.
+        parts: of the score, in nats above the mean of everything generated; they sum to how far the score is above it.
+        refiner: how much of the refiner's part goes by each kind of evidence; empty without a refiner.
+    """
+
+    words: list[WordMatch]
+    path: list[CodeStep]
+    parts: dict[str, float]
+    refiner: dict[str, float]
 
 
 @dataclass(frozen=True)
 class RecommendedItem:
-    """One answer. `score` is the log-probability among the generated items; `reasons` are sentences with evidence."""
+    """One answer. `score` is the log-probability among the generated items; `reasons` are sentences with evidence.
+
+    Attributes:
+        relevance: of a search, the calibrated chance that this is what the person takes (decoding/relevance.py); None where the
+            model was not calibrated.
+        explanation: with `explain`.
+    """
 
     item_id: str
     title: str
@@ -64,6 +118,8 @@ class RecommendedItem:
     sid: tuple[int, ...]
     sponsored: bool = False
     reasons: list[str] = field(default_factory=list)
+    relevance: float | None = None
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +128,11 @@ class Recommendation:
 
     Attributes:
         facets: of each column asked for, the values among the items that match the search, with how many have them.
-        no_match: a search of whose words the catalogue has none; the list is by meaning and history.
+        no_match: a search of whose words the catalogue has none, whose list is by meaning and history; or of whose results none
+            reaches `min_relevance`, whose list is empty.
+        matches: of a search, how many items that may be shown match it, at most a thousand: what the facets count.
+        read_as: words of a search that were taken for another one, and for which.
+        unknown: words of a search that neither items nor earlier searches have.
     """
 
     items: list[RecommendedItem]
@@ -82,11 +142,14 @@ class Recommendation:
     timing_ms: dict[str, float] = field(default_factory=dict)
     facets: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     no_match: bool = False
+    matches: int | None = None
+    read_as: tuple[tuple[str, str], ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 def check_request(request: Request) -> None:
-    """Raises RankloomError for a k or beam below 1, a query without words, sorting or facets without a query, an unknown
-    surface or policy for seen items."""
+    """Raises RankloomError for a k or beam below 1, a query without words, what is for searches without a query, a
+    min_relevance or max_typos out of range, an unknown surface or policy for seen items."""
     if not isinstance(request.k, int) or request.k < 1:
         raise RankloomError(f"k is {request.k!r}", place="k", action="ask for at least one item", code="k-range")
     if request.beam is not None and (not isinstance(request.beam, int) or request.beam < 1):
@@ -104,11 +167,24 @@ def check_request(request: Request) -> None:
         raise RankloomError(
             "a search needs a query", place="query", action="give the words to search for", code="query-missing"
         )
-    for name, given in (("sort", request.sort), ("facets", request.facets)):
-        if given and request.query is None:
+    for_searches = (
+        ("sort", request.sort or None), ("facets", request.facets or None), ("min_relevance", request.min_relevance),
+        ("max_typos", request.max_typos),
+    )  # fmt: skip
+    for name, given in for_searches:
+        if given is not None and request.query is None:
             raise RankloomError(
                 f"{name} is for searches", place=name, action="send a query too, or leave it out", code="search-only"
             )
+    cut, typos = request.min_relevance, request.max_typos
+    if cut is not None and (isinstance(cut, bool) or not isinstance(cut, int | float) or not 0 <= cut <= 1):
+        raise RankloomError(
+            f"min_relevance is {cut!r}", place="min_relevance", action="use a chance between 0 and 1", code="relevance-range"
+        )
+    if typos is not None and (isinstance(typos, bool) or typos not in (0, 1, 2)):
+        raise RankloomError(
+            f"max_typos is {typos!r}", place="max_typos", action="use 0 (none), 1 or 2", code="typos-range"
+        )
     if request.seen not in get_args(SeenPolicy):
         raise RankloomError(
             f"no policy {request.seen!r} for seen items",

@@ -23,6 +23,7 @@ from rankloom.decoding.exposure import Exposure
 from rankloom.decoding.memory import BehaviourMemory
 from rankloom.decoding.query_memory import QueryMemory, searched_texts
 from rankloom.decoding.refine import Refiner
+from rankloom.decoding.relevance import Relevance
 from rankloom.decoding.select import Weights
 from rankloom.files import atomic_folder, read_json, write_json
 from rankloom.semantic.tokenizer import Tokenizer
@@ -54,6 +55,8 @@ def load(path: str | Path) -> dict[str, Any]:
         search = UNTRIED_SEARCH
         if searching:
             search = Choices(searching["weights"], searching["generator_weights"])
+        # folders of earlier versions have none
+        relevance = Relevance(**own["relevance"]) if own.get("relevance") else None
         removed = np.asarray(own["removed"], dtype=np.int64)
         dated, attributed, log_end = bool(own["dated"]), bool(own["attributed"]), own["log_end"]
         config = Config.parse(raw["config"], place=str(config_path))
@@ -90,7 +93,7 @@ def load(path: str | Path) -> dict[str, Any]:
         "exposure": exposure,
         "refiner": refiner,
         "query_memory": query_memory,
-        "search_choices": replace(search, refiner=search_refiner),
+        "search_choices": replace(search, refiner=search_refiner, relevance=relevance),
         "metadata": raw.get("metadata", {}),
         "model_version": manifest["model_version"],
         "alive": alive,
@@ -142,6 +145,7 @@ def save(own: Rankloom, path: str | Path, *, overwrite: bool, extra: Mapping[str
                         "weights": asdict(search.weights),
                         "generator_weights": asdict(search.generator_weights),
                     },
+                    "relevance": None if search.relevance is None else asdict(search.relevance),
                     "removed": np.flatnonzero(~own.alive).tolist(),
                     "dated": own.model.age is not None,
                     "attributed": own.model.items.attributes is not None,

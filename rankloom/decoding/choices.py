@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from typing import Final
 
 from rankloom.decoding.refine import Refiner
+from rankloom.decoding.relevance import Relevance
 from rankloom.decoding.select import Weights
 
 
 @dataclass(frozen=True)
 class Choices:
-    """How searches are joined and ordered, the generator's weights where it is asked alone, and their refiner."""
+    """How searches are joined and ordered, the generator's weights where it is asked alone, their refiner, and what a score is
+    worth as a chance."""
 
     weights: Weights
     generator_weights: Weights
     refiner: Refiner | None = None
+    relevance: Relevance | None = None
 
 
 UNTRIED_SEARCH: Final = Choices(Weights(mix=1.0, memory=0.9, words=4.0), Weights(mix=1.0, memory=0.9))

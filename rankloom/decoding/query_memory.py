@@ -10,8 +10,9 @@ items with an amount
 the relevance of the words, how often the item is taken, and what the person's history brings to mind (memory.py). The
 amounts add up over the trie as those of the behaviour memory do (`Guide`), in whose place they stand when somebody
 searches; how much they count is chosen on validation. A new item is in the index at once. Words are compared in every
-script (semantic/words.py); one that nothing knows is read as the known word one slip away (semantic/spelling.py), and a
-title that claims too much is not believed (semantic/stuffing.py).
+script (semantic/words.py); one that nothing knows is read as the known word few slips away (semantic/spelling.py), and a
+title that claims too much is not believed (semantic/stuffing.py). The words that people typed before they took an item are its
+synonyms: they find it, and are forgiven slips, as the words of its text are.
 
 Shapes: I catalogue rows, V words, E entries, B requests, N named (request, item) pairs.
 """
@@ -33,7 +34,7 @@ from torch import Tensor
 
 from rankloom.semantic.spelling import Spelling
 from rankloom.semantic.stuffing import believed
-from rankloom.semantic.words import words
+from rankloom.semantic.words import as_typed, is_pair, words
 
 K1: Final = 0.9
 B: Final = 0.6
@@ -62,6 +63,7 @@ class Match:
         coverage: (n,) share of the query that the item has, words weighed by how rare they are.
         place: (n,) 0-based place by relevance.
         read_as: words of the query that were taken for another one, and for which.
+        unknown: words of the query that nothing knows.
     """
 
     row: IntArray
@@ -69,6 +71,24 @@ class Match:
     coverage: FloatArray
     place: IntArray
     read_as: tuple[tuple[str, str], ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReadWord:
+    """One word of a query as it was understood.
+
+    Attributes:
+        word: as it was typed, in lower case.
+        number: of the known word that it stands for; -1 where nothing knows it.
+        read_as: that word, where it is another one.
+        weight: how much of a word it counts, less where it was corrected.
+    """
+
+    word: str
+    number: int
+    read_as: str | None = None
+    weight: float = 1.0
 
 
 def searched_texts(items: pl.DataFrame) -> list[str]:
@@ -160,7 +180,7 @@ class QueryMemory:
         self._weigh(alive_I, group_I)
         taken = np.asarray(count_I, dtype=np.float64)
         self._popularity = np.sqrt(1 + taken / max(float(taken.mean()) if len(taken) else 0.0, 1e-9)).astype(np.float32)
-        self._kept: OrderedDict[str, Match] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int], Match] = OrderedDict()
 
     def _weigh(self, alive_I: NDArray[np.bool_], group_I: NDArray[np.int64]) -> None:
         """BM25 impacts of every entry by word, over the items that may be found and the words that are believed."""
@@ -187,37 +207,37 @@ class QueryMemory:
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
-    def match(self, query: str) -> Match:
-        """The items that share a word with the query; the matches of the last queries are kept, many people type the same."""
-        found = self._kept.get(query)
+    def match(self, query: str, typos: int = 1) -> Match:
+        """The items that share a word with the query; the matches of the last queries are kept, many people type the same.
+
+        Args:
+            typos: slips of a word that are forgiven, 0 to 2.
+        """
+        asked = (query, typos)
+        found = self._kept.get(asked)
         if found is None:
-            found = self._match(query)
+            found = self._match(query, typos)
             if len(self._kept) >= _KEPT:
                 self._kept.popitem(last=False)
-            self._kept[query] = found
+            self._kept[asked] = found
         else:
-            self._kept.move_to_end(query)
+            self._kept.move_to_end(asked)
         return found
 
-    def _match(self, query: str) -> Match:
+    def _match(self, query: str, typos: int) -> Match:
         n = len(self._texts)
         score, covered = np.zeros(n, np.float32), np.zeros(n, np.float32)
         whole = 0.0
-        read_as: list[tuple[str, str]] = []
-        for word in dict.fromkeys(words(query)):
-            number, weight = self.vocabulary.get(word, -1), 1.0
-            if number < 0 or self._start[number] == self._start[number + 1]:
-                other = self._corrected(word)
-                number, weight = (-1, 1.0) if other is None else (self.vocabulary[other], SLIP)
-                read_as += [] if other is None else [(word, other)]
-            if number < 0:
+        read = self.read(query, typos)
+        for own in read:
+            if own.number < 0:
                 whole += self._unknown
                 continue
-            entries = slice(self._start[number], self._start[number + 1])
-            own = float(self._idf[number])
-            score[self._row[entries]] += weight * self._impact[entries]
-            covered[self._row[entries]] += weight * own
-            whole += own
+            entries = slice(self._start[own.number], self._start[own.number + 1])
+            idf = float(self._idf[own.number])
+            score[self._row[entries]] += own.weight * self._impact[entries]
+            covered[self._row[entries]] += own.weight * idf
+            whole += idf
         row = np.flatnonzero(score > 0)
         if len(row) > DEPTH:
             row = row[np.argpartition(-score[row], DEPTH - 1)[:DEPTH]]
@@ -226,13 +246,82 @@ class QueryMemory:
         order = np.argsort(-score[row], kind="stable")
         place = np.empty(len(row), dtype=np.int64)
         place[order] = np.arange(len(row))
-        return Match(row, score[row] / best, covered[row] / max(whole, 1e-9), place, tuple(read_as))
+        read_as = tuple((own.word, own.read_as) for own in read if own.read_as is not None)
+        unknown = tuple(own.word for own in read if own.number < 0)
+        return Match(row, score[row] / best, covered[row] / max(whole, 1e-9), place, read_as, unknown)
 
-    def _corrected(self, word: str) -> str | None:
+    def read(self, query: str, typos: int = 1) -> list[ReadWord]:
+        """The distinct words of a query as they are understood.
+
+        Two Chinese words that meet make a pair that nobody knows: between known pairs it is no word and is left out.
+        """
+        given = as_typed(query)
+        typed = [word for word, _ in given]
+        known = [self._known(word) for word in typed]
+        out: dict[str, ReadWord] = {}
+        done: set[int] = set()
+        for place, word in enumerate(typed):
+            if word in out or place in done:
+                continue
+            number = self.vocabulary[word] if known[place] else -1
+            if number < 0 and is_pair(word):
+                before = place > 0 and is_pair(typed[place - 1]) and typed[place - 1][1] == word[0]
+                after = place + 1 < len(typed) and is_pair(typed[place + 1]) and typed[place + 1][0] == word[1]
+                if before and after and known[place - 1] and known[place + 1]:
+                    continue
+                mended = self._mended(
+                    typed[place - 1] if before and known[place - 1] else None, word, typed[place + 1] if after else None, typos
+                )  # fmt: skip
+                for at, other in enumerate(mended):
+                    own = typed[place + at]
+                    done.add(place + at)
+                    out.setdefault(own, ReadWord(own, self.vocabulary[other], other, SLIP))
+                if mended:
+                    continue
+            elif number < 0:
+                corrected = self._speller.correct(word, typos) if typos else None
+                if corrected is not None:
+                    out[word] = ReadWord(given[place][1], self.vocabulary[corrected], corrected, SLIP)
+                    continue
+            out[word] = ReadWord(given[place][1], number)
+        return list(out.values())
+
+    def _known(self, word: str) -> bool:
+        number = self.vocabulary.get(word, -1)
+        return number >= 0 and bool(self._start[number] < self._start[number + 1])
+
+    def _mended(self, before: str | None, pair: str, after: str | None, typos: int) -> tuple[str, ...]:
+        if typos < 1:
+            return ()
+        return self._speller.mended_pair(before, pair, after, self._follows) or ()
+
+    def _follows(self, first: str, second: str) -> float:
+        """Share of the items with the first word that have the second too."""
+        one, two = (self._row[self._start[n] : self._start[n + 1]] for n in (self.vocabulary[first], self.vocabulary[second]))
+        return float(np.isin(one, two).mean()) if len(one) else 0.0
+
+    @property
+    def _speller(self) -> Spelling:
         if self._spelling is None:
             frequency = np.diff(self._start)
             self._spelling = Spelling({own: int(frequency[number]) for own, number in self.vocabulary.items()})
-        return self._spelling.correct(word)
+        return self._spelling
+
+    def shares(self, read: Sequence[ReadWord]) -> list[float]:
+        """How much of the query each of its words is, by how rare they are; they sum to 1."""
+        weights = [self._unknown if own.number < 0 else float(self._idf[own.number]) for own in read]
+        return [weight / max(sum(weights), 1e-9) for weight in weights]
+
+    def evidence(self, rows: Sequence[int], read: Sequence[ReadWord]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """((n, words), (n, words)): whether each item's text has a word of a query, and whether people typed it before they took
+        the item."""
+        numbers = [max(0, own.number) for own in read]
+        real = np.array([own.number >= 0 for own in read], dtype=np.bool_)
+        shape = (len(rows), len(read))
+        if not rows or not read or not self.vocabulary:
+            return np.zeros(shape, dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
+        text, asked = (own[list(rows)][:, numbers].toarray() > 0 for own in (self._text, self._asked))
+        return text & real, asked & real
 
     def recall(
         self, matches: Sequence[Match], behaviour: tuple[Tensor, Tensor, Tensor]
@@ -258,10 +347,8 @@ class QueryMemory:
 
     def asked(self, rows: Sequence[int], query: str) -> list[bool]:
         """Whether people took each item after a search for one of these words."""
-        known = [self.vocabulary[word] for word in words(query) if word in self.vocabulary]
-        if not rows or not known:
-            return [False] * len(rows)
-        return [bool(own) for own in np.asarray(self._asked[list(rows)][:, known].sum(1)).ravel() > 0]
+        asked = self.evidence(rows, self.read(query, typos=0))[1]
+        return [bool(own.any()) for own in asked]
 
     # -- folders ---------------------------------------------------------------------------------------------------
 

@@ -21,15 +21,25 @@ _LONGEST: Final = 64
 
 def words(text: str) -> list[str]:
     """The words of a text in order, with repeats."""
-    out: list[str] = []
+    return [word for word, _ in as_typed(text)]
+
+
+def as_typed(text: str) -> list[tuple[str, str]]:
+    """The same, each with how it stood there, in lower case: (`lens` cut to `len`, `lens`)."""
+    out: list[tuple[str, str]] = []
     for run in _RUNS.findall(unicodedata.normalize("NFKC", text).lower()):
         if not _IS_CJK.match(run):
-            out.append(singular(run[:_LONGEST]))
+            out.append((singular(run[:_LONGEST]), run))
         elif len(run) == 1:
-            out.append(run)
+            out.append((run, run))
         else:
-            out.extend(run[place : place + 2] for place in range(len(run) - 1))
+            out.extend((run[place : place + 2],) * 2 for place in range(len(run) - 1))
     return out
+
+
+def is_pair(word: str) -> bool:
+    """Whether a word is a pair of neighbouring characters of a script that does not divide words."""
+    return len(word) == 2 and bool(_IS_CJK.match(word)) and bool(_IS_CJK.match(word[1]))
 
 
 @lru_cache(maxsize=100_000)

@@ -116,6 +116,8 @@ class Serving:
         # not the snapshot's own masks: they belong to the thread that asks the model
         if scenario.filter:
             parse_filter(scenario.filter).mask(self.registry.routing.current.snapshot.model.items)
+        if scenario.min_relevance is not None:
+            self.registry.routing.current.snapshot.model.check_relevance()
 
     def warm_up(self) -> None:
         """What has to be done before the first request, so that it is like any other."""
@@ -243,6 +245,8 @@ def create_app(model: Rankloom, settings: ServerSettings | None = None, **more: 
 
     async def answer(ask: Ask, request: Request, *, search: bool) -> Response:
         state = request.scope["state"]
+        if request.query_params.get("explain", "0").lower() in ("", "1", "true"):
+            ask = ask.model_copy(update={"explain": True})
         question = service.question(ask, search=search, request_id=state["request_id"])
         reply = await service.answer(question, deadline_s=state.get("deadline_s"))
         state["log"] = {"version": reply["model_version"], "scenario": ask.scenario, "degraded": reply["degraded_cause"]}
@@ -258,10 +262,10 @@ def create_app(model: Rankloom, settings: ServerSettings | None = None, **more: 
     @asking.post(
         "/v1/search",
         response_model=Reply,
-        openapi_extra={"requestBody": {"content": {"application/json": {"example": {"query": "green tea", "k": 5}}}}},
+        openapi_extra={"requestBody": {"content": {"application/json": {"example": {"query": "green tea", "k": 5, "min_relevance": 0.001, "max_typos": 2, "explain": True}}}}},
     )
     async def search(ask: Ask, request: Request) -> Response:
-        """The same body with a `query`."""
+        """The same body with a `query`. `?explain` in the address asks for explanations too."""
         return await answer(ask, request, search=True)
 
     app.include_router(asking)

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rankloom.semantic.words import words as words_of
+
 
 def youth(created_P: NDArray[np.float64], now: float, half_life_days: float) -> NDArray[np.float64]:
     """(P,) 1 for an item of this moment, half after the half-life, 0 where its age is unknown."""
@@ -91,6 +93,6 @@ def explore(rows: list[int], free: NDArray[np.int64], share: float, seed: str) -
 
 def by_words(rows: NDArray[np.int64], titles: Sequence[str], words: str) -> list[int]:
     """Those rows whose title has words of the search, most words first, else in the order given."""
-    wanted = set(words.casefold().split())
-    hits = [(len(wanted & set(titles[row].casefold().split())), int(row)) for row in rows]
+    wanted = set(words_of(words))
+    hits = [(len(wanted & set(words_of(titles[row]))), int(row)) for row in rows]
     return [row for n, row in sorted(hits, key=lambda own: -own[0]) if n]

@@ -84,6 +84,9 @@ def router(service: Service) -> APIRouter:
             ],
             "levels": levels, "legal_continuations": beam.legal_continuations, "funnel": beam.funnel,
             "degraded_reason": reply.degraded_reason, "timing_ms": reply.timing_ms,
+            "no_match": reply.no_match, "calibrated": snapshot.model.search_choices.relevance is not None,
+            "corrections": [{"typed": typed, "read_as": other} for typed, other in reply.read_as],
+            "unknown_words": list(reply.unknown), "matches": reply.matches,
         }  # fmt: skip
 
     return own

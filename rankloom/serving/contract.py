@@ -65,6 +65,10 @@ class Ask(Body):
     """Searches: order the matches by a column of numbers or dates: `price`, `-price`, `newest`, ..."""
     facets: list[Annotated[str, Field(max_length=100)]] = Field(default=[], max_length=10)
     """Searches: columns whose values among the matches are counted."""
+    min_relevance: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    """Searches: show only results whose `relevance` is at least this; the list may be shorter than k, or empty."""
+    max_typos: int | None = Field(default=None, ge=0, le=2)
+    """Searches: slips of a word that are forgiven, 0 for none."""
     cursor: str | None = Field(default=None, max_length=20_000)
     """`next_cursor` of the page before: the same question again, without what was shown."""
 
@@ -74,15 +78,47 @@ class Ask(Body):
         return self.query if self.query and self.query.strip() else None
 
 
+class WordTold(BaseModel):
+    """A word of the search, and where the item has it: `title`, `brand`, `category`, `searches` (people typed it before they took the
+    item), or nowhere."""
+
+    word: str
+    read_as: str | None
+    share: float
+    where: list[str]
+    kind: str | None
+
+
+class CodeTold(BaseModel):
+    """A code of the semantic ID, what the items that share the codes so far have in common, and its log-probability."""
+
+    code: int
+    meaning: str
+    log_prob: float | None
+
+
+class Told(BaseModel):
+    """How an item came to its place: `parts` of the score add up to how far it is above the mean of what was generated."""
+
+    words: list[WordTold]
+    path: list[CodeTold]
+    parts: dict[str, float]
+    refiner: dict[str, float]
+
+
 class ReplyItem(BaseModel):
     item_id: str
     title: str
     score: float
+    relevance: float | None = None
+    """Searches: the calibrated chance, 0 to 1, that this is what the person takes; null where it was not measured."""
     sid: list[int]
     sponsored: bool
     reasons: list[str]
     reason_codes: list[str]
     """Why it is in the list: `personal`, `new-visitor`, `search`, `popular` (fallback), `exploration`, `fresh`."""
+    explanation: Told | None = None
+    """With `explain`."""
 
 
 class Facet(BaseModel):
@@ -90,6 +126,13 @@ class Facet(BaseModel):
 
     value: str
     count: int
+
+
+class Correction(BaseModel):
+    """A word of the search, and the known word that it was taken for."""
+
+    typed: str
+    read_as: str
 
 
 class Reply(BaseModel):
@@ -105,6 +148,12 @@ class Reply(BaseModel):
     degraded_cause: str | None
     degraded_reason: str | None
     facets: dict[str, list[Facet]]
+    """Counted over the search's `matches`, never over the whole catalogue; `min_relevance` and k do not change them."""
+    matches: int | None = None
+    """Searches: items that may be shown and have at least half as much of the query as the one that has most; at most 1,000."""
+    corrections: list[Correction] = []
+    unknown_words: list[str] = []
+    """Words that neither items nor earlier searches have."""
     timing_ms: dict[str, float]
 
 

@@ -51,6 +51,11 @@ class Scenario(Body):
     fallback: Literal["popular", "none"] = "popular"
     """What fills a list that the model cannot: popular items (for a search those whose title has its words), or nothing."""
 
+    min_relevance: float | None = Field(default=None, ge=0, le=1)
+    """Of a search: only results at least so relevant, unless the request says otherwise. The list may be short, or empty."""
+    max_typos: int | None = Field(default=None, ge=0, le=2)
+    """Of a search: slips of a word that are forgiven, unless the request says otherwise."""
+
     @property
     def rearranges(self) -> bool:
         """Whether the model's first k are not simply the answer."""

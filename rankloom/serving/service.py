@@ -13,7 +13,7 @@ import math
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from rankloom.decoding.trace import BeamTrace
 from rankloom.errors import RankloomError
-from rankloom.requests import HistoryEvent, Recommendation, Request
+from rankloom.requests import Explanation, HistoryEvent, Recommendation, Request
 from rankloom.serving import arrange, paging
 from rankloom.serving.batching import Batcher, BatchSettings, OverloadedError, Ticket
 from rankloom.serving.context_cache import ContextCache
@@ -55,6 +55,18 @@ class Question:
         return self.scenario.rule(self.ask.filter)
 
     @property
+    def cut(self) -> float | None:
+        """The least relevance of a search's results; the request's own wish goes before the scenario's."""
+        own = self.ask.min_relevance
+        return self.scenario.min_relevance if own is None and self.ask.words is not None else own
+
+    @property
+    def typos(self) -> int | None:
+        """Likewise."""
+        own = self.ask.max_typos
+        return self.scenario.max_typos if own is None and self.ask.words is not None else own
+
+    @property
     def pool(self) -> int:
         return max(self.ask.k, _POOL) if self.scenario.rearranges else self.ask.k
 
@@ -84,6 +96,8 @@ class Shown:
     score: float
     codes: tuple[str, ...]
     reasons: tuple[str, ...] = ()
+    relevance: float | None = None
+    explanation: Explanation | None = None
 
 
 class Service:
@@ -221,7 +235,7 @@ class Service:
         request = Request(
             user=user, history=tuple(history), k=question.pool, filter=rule, exclude=tuple(snapshot.ids[row] for row in set(rows)),
             query=ask.words, surface="search" if question.search else "feed", explain=ask.explain, seen=policy, sort=ask.sort,
-            facets=tuple(ask.facets),
+            facets=tuple(ask.facets), min_relevance=question.cut, max_typos=question.typos,
         )  # fmt: skip
         cause = "state-unavailable" if person is None and ask.history is None else None
         return Prepared(question, snapshot, request, allowed, bool(history), cause)
@@ -277,19 +291,20 @@ class Service:
             shown = shown[: question.ask.k]
             if reply.no_match:
                 cause = cause or "no-match"
+        cut = question.cut is not None and not isinstance(reply, Exception)
         outcome = Outcome(
-            error=isinstance(reply, Exception), empty=not shown and bool(own.allowed.any()), invalid=invalid, seconds=seconds,
+            error=isinstance(reply, Exception), empty=not shown and not cut and bool(own.allowed.any()), invalid=invalid, seconds=seconds,
             items=tuple(snapshot.ids[s.row] for s in shown),
         )  # fmt: skip
-        # what fills a list would not be in the order that was asked for
-        missing = 0 if question.ask.sort is not None else question.ask.k - len(shown)
+        # what fills a list would not be in the order that was asked for, and nobody knows how relevant it is
+        missing = 0 if question.ask.sort is not None or cut else question.ask.k - len(shown)
         if missing > 0:
             filled = self._fallback(own, {s.row for s in shown}, missing)
             if filled:
                 cause = cause or "fallback"
             shown += filled
         shown, _ = self._guard(own, shown)
-        if len(shown) < question.ask.k:
+        if len(shown) < question.ask.k and not cut:
             cause = cause or "fewer-items"
         return self._reply(own, shown, cause, reply), outcome
 
@@ -298,7 +313,9 @@ class Service:
         out = []
         for item in reply.items:
             row = own.snapshot.model.row_of(item.item_id)
-            out.append(Shown(-1 if row is None else row, item.score, (code,), tuple(item.reasons)))
+            out.append(
+                Shown(-1 if row is None else row, item.score, (code,), tuple(item.reasons), item.relevance, item.explanation)
+            )
         return out
 
     def _guard(self, own: Prepared, shown: Sequence[Shown]) -> tuple[list[Shown], int]:
@@ -329,7 +346,7 @@ class Service:
             )  # fmt: skip
             lifted = {place for rank, place in enumerate(places) if scenario.freshness and fresh[place] > 0.5 and place > rank}
             shown = [replace(shown[p], codes=(*shown[p].codes, "fresh")) if p in lifted else shown[p] for p in places]
-        if scenario.exploration and shown:
+        if scenario.exploration and shown and own.question.cut is None:
             own_rows = [s.row for s in shown[:k]]
             free = own.allowed.copy()
             free[own_rows] = False
@@ -349,6 +366,10 @@ class Service:
         order = snapshot.popular[own.allowed[snapshot.popular]]
         rows = [int(row) for row in order if row not in taken] if own.request.query is None else []
         if own.request.query is not None:
+            memory = snapshot.model.query_memory
+            if memory is not None:
+                # titles are read only where the index says that there is something
+                order = order[np.isin(order, memory.match(own.request.query).row)]
             rows = [row for row in arrange.by_words(order, snapshot.titles, own.request.query) if row not in taken]
         counts: dict[str, Counter[str | None]] = {
             column: Counter(snapshot.groups[column][row] for row in taken) for column in scenario.max_per
@@ -372,6 +393,8 @@ class Service:
         question, snapshot = own.question, own.snapshot
         codes = snapshot.model.semantic_ids.codes
         reason = _SENTENCES.get(cause or "")
+        if cause == "no-match" and not shown and question.cut is not None:
+            reason = f"nothing that may be shown has a relevance of {question.cut:g} or more"
         if cause in ("fewer-items", "fallback"):
             free = int(own.allowed.sum())
             reason = f"{len(shown)} of {question.ask.k}: {free} items may be shown under the filter and the exclusions"
@@ -389,8 +412,9 @@ class Service:
             "catalogue_version": snapshot.catalogue,
             "items": [
                 {
-                    "item_id": snapshot.ids[s.row], "title": snapshot.titles[s.row], "score": s.score, "sid": codes[s.row].tolist(),
+                    "item_id": snapshot.ids[s.row], "title": snapshot.titles[s.row], "score": s.score, "relevance": s.relevance, "sid": codes[s.row].tolist(),
                     "sponsored": False, "reasons": list(s.reasons), "reason_codes": list(s.codes),
+                    "explanation": None if s.explanation is None else asdict(s.explanation),
                 }
                 for s in shown
             ],
@@ -402,6 +426,7 @@ class Service:
                 name: [{"value": value, "count": n} for value, n in values]
                 for name, values in (reply.facets if isinstance(reply, Recommendation) else {}).items()
             },
+            **_understood(reply),
             "timing_ms": dict(reply.timing_ms) if isinstance(reply, Recommendation) else {},
         }  # fmt: skip
 
@@ -428,6 +453,14 @@ class Service:
             same = len(set(items) & {item["item_id"] for item in result["items"]})
             self.metrics.observe_value("rankloom_shadow_overlap", same / len(items))
         return bool(self._to_shadow)
+
+
+def _understood(reply: Recommendation | Exception) -> dict[str, Any]:
+    """How the words of a search were read."""
+    if not isinstance(reply, Recommendation):
+        return {"matches": None, "corrections": [], "unknown_words": []}
+    corrections = [{"typed": typed, "read_as": other} for typed, other in reply.read_as]
+    return {"matches": reply.matches, "corrections": corrections, "unknown_words": list(reply.unknown)}
 
 
 _SENTENCES: Final = {

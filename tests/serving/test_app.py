@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from rankloom.serving.console import card
 from rankloom.serving.describe import example_filters, example_queries
 from rankloom.serving.server import bind, run
 from rankloom.serving.snapshot import Snapshot
+from tests.test_search import rare_word
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_recommend_replies_with_the_contract(client: TestClient, model: Rankloom
     assert set(reply) >= {"request_id", "model_version", "items", "degraded", "timing_ms"}
     assert len(reply["items"]) == 5
     for item in reply["items"]:
-        assert set(item) == {"item_id", "title", "score", "sid", "sponsored", "reasons", "reason_codes"}
+        assert set(item) == {"item_id", "title", "score", "sid", "sponsored", "reasons", "reason_codes", "relevance", "explanation"}
         assert model.items.row(model.row_of(item["item_id"]), named=True)["price_micros"] < 30e6  # type: ignore[arg-type]
 
 
@@ -477,3 +478,49 @@ def test_searches_can_be_sorted_and_counted_over_http(client: TestClient, model:
         assert (refused.status_code, refused.json()["code"]) == (400, code)
     refused = client.post("/v1/recommend", json={"sort": "price"})
     assert (refused.status_code, refused.json()["code"]) == (400, "search-only")
+
+
+def test_a_search_is_cut_explained_and_says_how_it_was_read_over_http(client: TestClient, model: Rankloom) -> None:
+    word, owners = rare_word(model)
+    slipped = word[:3] + word[4:]
+    whole = client.post("/v1/search", json={"query": slipped, "k": 6}).json()
+    assert whole["corrections"] == [{"typed": slipped, "read_as": word}]
+    assert whole["matches"] == len(owners)
+    assert all(item["explanation"] is None for item in whole["items"])
+    chances = [item["relevance"] for item in whole["items"]]
+    assert chances == sorted(chances, reverse=True)
+    cut = {"query": slipped, "k": 6, "min_relevance": chances[1]}
+    some = client.post("/v1/search?explain", json=cut).json()
+    assert [item["item_id"] for item in some["items"]] == [item["item_id"] for item in whole["items"]][: len(some["items"])]
+    assert 2 <= len(some["items"]) < 6
+    # it is as short as was asked for: nothing popular fills it, and no page follows
+    assert not some["degraded"]
+    assert some["next_cursor"] is None
+    for item in some["items"]:
+        assert [step["code"] for step in item["explanation"]["path"]] == item["sid"]
+        assert item["explanation"]["words"][0]["read_as"] == word
+    nothing = client.post("/v1/search", json={"query": "qqqqzzzz", "min_relevance": 0.01, "facets": ["brand"]}).json()
+    assert (nothing["items"], nothing["degraded_cause"], nothing["facets"]) == ([], "no-match", {"brand": []})
+    assert nothing["unknown_words"] == ["qqqqzzzz"]
+    assert "0.01" in nothing["degraded_reason"]
+    strict = client.post("/v1/search", json={"query": slipped, "k": 2, "max_typos": 0}).json()
+    assert (strict["corrections"], strict["degraded_cause"]) == ([], "no-match")
+    for bad in ({"min_relevance": 2}, {"max_typos": 5}):
+        assert client.post("/v1/search", json={"query": "tea", **bad}).status_code == 422
+    assert client.post("/v1/recommend", json={"min_relevance": 0.1}).json()["code"] == "search-only"
+
+
+def test_a_placement_can_have_a_cut_unless_the_model_has_no_chances(client: TestClient, model: Rankloom) -> None:
+    word, _ = rare_word(model)
+    settings = {"min_relevance": 0.9999, "max_typos": 0, "exploration": 0.5}
+    assert client.put("/v1/scenarios/strict", json=settings).status_code == 200
+    own = client.post("/v1/search", json={"query": word, "scenario": "strict"}).json()
+    assert (own["items"], own["degraded_cause"]) == ([], "no-match")
+    # the request's own wish goes first, and a feed knows no relevance
+    assert len(client.post("/v1/search", json={"query": word, "scenario": "strict", "min_relevance": 0, "k": 3}).json()["items"]) == 3
+    assert len(client.post("/v1/recommend", json={"scenario": "strict", "k": 3}).json()["items"]) == 3
+    model.search_choices = replace(model.search_choices, relevance=None)
+    assert client.put("/v1/scenarios/other", json={"min_relevance": 0.1}).json()["code"] == "relevance-missing"
+    refused = client.post("/v1/search", json={"query": word, "min_relevance": 0.1})
+    assert (refused.status_code, refused.json()["code"]) == (400, "relevance-missing")
+    assert client.post("/v1/search", json={"query": word, "k": 1}).json()["items"][0]["relevance"] is None

@@ -465,3 +465,12 @@ def test_the_two_processes_tell_every_metric_once() -> None:
     assert 'rankloom_http_request_seconds_bucket{route="/v1/recommend",le="0.025"} 1' in text
     assert 'rankloom_batch_size_bucket{le="4"} 1' in text
     assert json.dumps(text)
+
+
+def test_what_fills_a_search_is_cut_into_words_as_searches_are() -> None:
+    titles = ["Red dresses", "红色连衣裙 女士", "Dress, red", "Address book", "蓝色雨伞"]
+    rows = np.arange(len(titles))
+    assert arrange.by_words(rows, titles, "RED dress") == [0, 2]
+    assert arrange.by_words(rows, titles, "红色裙") == [1]
+    assert arrange.by_words(rows, titles, "连衣裙") == [1]
+    assert arrange.by_words(rows, titles, "?!") == []

@@ -5,7 +5,10 @@ const words = {
         beamHint: "Level by level: the codes that survive, what they mean, how likely the generator is to write them, and how many items they lead to. Point at a generated card to see its way; click it to take it: the list reacts.",
         shares: "Two percentages: on a card, the item's share of the score of everything generated for this list, after selection, memory and refiner; here, the probability with which the generator alone writes these codes.",
         ofScore: "of the list's score", seenBefore: "seen before", columnCodes: "codes and what they mean", columnNumbers: "generator probability · items",
-        noCurrency: "price",
+        noCurrency: "price", least: "Least relevance, %", relevance: "chance that it is taken", readAs: "Read as", unknownWords: "Unknown words", matches: "items match",
+        noWord: "The catalogue has no word of this search: the list is by meaning and history.", noneRelevant: "Nothing is relevant enough for this search.", why: "Why is it here?",
+        wordIn: "in", title: "title", brand: "brand", category: "category", searches: "earlier searches", nowhere: "nowhere", ofQuery: "of the query", dropped: "beam dropped it",
+        partsHead: "Score above the list's mean, nats", refinerHead: "What the refiner goes by", codesHead: "Code by code", wordsHead: "Words",
         none: "Nothing yet: the model falls back on what people in general take first.", nothing: "Nothing can be generated.", level: "Level", legal: "legal continuations",
         simulated: "simulated", key: "This server asks for its API key", keyGo: "Use it", took: "generated in", more: "more", stranger: "no history of this person", examples: "Try",
         "catalogue": "in the catalogue", "passes the filter": "pass the filter", "not seen or excluded": "may be shown", "generated ": "generated", "shown": "shown" },
@@ -14,7 +17,10 @@ const words = {
         beamHint: "逐级显示保留下来的编码、含义、生成器写出它的概率与可到达的物品数。指向一张生成卡片可查看它的路径；点击即记录一次点击，列表随之变化。",
         shares: "两种百分比：卡片上是该物品在本次全部生成物品总分中的占比（经选择头、行为记忆与精排之后）；此处是生成器单独写出这些编码的概率。",
         ofScore: "列表得分占比", seenBefore: "看过", columnCodes: "编码与含义", columnNumbers: "生成概率 · 物品数",
-        noCurrency: "价格",
+        noCurrency: "价格", least: "最低相关度 %", relevance: "被选中的概率", readAs: "已理解为", unknownWords: "未知词", matches: "件物品匹配",
+        noWord: "目录中没有此搜索的任何词：列表依据语义与历史生成。", noneRelevant: "没有相关度足够的物品。", why: "为什么出现？",
+        wordIn: "见于", title: "标题", brand: "品牌", category: "类目", searches: "以往搜索", nowhere: "无", ofQuery: "占查询", dropped: "束搜索未保留",
+        partsHead: "高于列表均值的得分（奈特）", refinerHead: "精排依据", codesHead: "逐级编码", wordsHead: "查询词",
         none: "暂无历史：模型给出大众首选。", nothing: "没有可生成的物品。", level: "第", legal: "个合法延伸",
         simulated: "模拟数据", key: "此服务需要 API 密钥", keyGo: "使用", took: "生成用时", more: "更多", stranger: "没有此用户的历史", examples: "试试",
         "catalogue": "目录中", "passes the filter": "通过过滤", "not seen or excluded": "可展示", "generated ": "已生成", "shown": "已展示" },
@@ -91,16 +97,63 @@ function follow(sid) {
   for (const row of document.querySelectorAll(".prefix")) row.classList.toggle("on", sid !== null && sid.slice(0, row.codes.length).join() === row.codes.join());
 }
 
+// numbers as bars to the right for more and to the left for less
+function bars(head, parts) {
+  const box = make("div", "bars"), most = Math.max(...Object.values(parts).map(Math.abs), 1e-9); box.append(make("h4", "", head));
+  for (const [name, value] of Object.entries(parts)) {
+    const row = make("div", "bar"), track = make("i"), fill = make("b", value < 0 ? "less" : "");
+    fill.style.width = `${50 * Math.abs(value) / most}%`; track.append(fill);
+    row.append(make("span", "", name), track, make("span", "number", `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`)); box.append(row);
+  }
+  return box;
+}
+
+function explained(own) {
+  const d = make("details", "why"), parts = make("div", "parts"); d.append(make("summary", "", t("why")));
+  if (own.words.length) {
+    const box = make("div"); box.append(make("h4", "", t("wordsHead")));
+    for (const w of own.words) {
+      const row = make("div", "word"); row.append(make("b", w.where.length ? "" : "absent", w.read_as ? `${w.word} → ${w.read_as}` : w.word));
+      if (w.kind) row.append(make("span", "kind", w.kind));
+      row.append(make("span", "", `${w.where.length ? `${t("wordIn")} ${w.where.map(t).join(", ")}` : t("nowhere")} · ${(100 * w.share).toFixed(0)}% ${t("ofQuery")}`)); box.append(row);
+    }
+    parts.append(box);
+  }
+  const codes = make("div"); codes.append(make("h4", "", t("codesHead")));
+  for (const step of own.path) { const row = make("div", "word"); row.append(make("span", "sid", step.code), make("span", "", step.meaning || "–"), make("span", "number", step.log_prob === null ? t("dropped") : percent(step.log_prob))); codes.append(row); }
+  parts.append(codes);
+  if (Object.keys(own.parts).length > 1) parts.append(bars(t("partsHead"), own.parts));
+  if (Object.keys(own.refiner).length) parts.append(bars(t("refinerHead"), own.refiner));
+  d.append(parts); return d;
+}
+
+// how the words of a search were read, and what came of it
+function showRead(trace) {
+  const said = [];
+  if (trace.corrections.length) said.push(`${t("readAs")} ${trace.corrections.map((c) => `${c.typed} → ${c.read_as}`).join(", ")}`);
+  if (trace.unknown_words.length) said.push(`${t("unknownWords")}: ${trace.unknown_words.join(", ")}`);
+  if (trace.matches) said.push(`${trace.matches >= 1000 ? "≥ " : ""}${trace.matches.toLocaleString()} ${t("matches")}`);
+  $("read").textContent = said.join(" · "); $("read").hidden = !said.length;
+  const told = trace.no_match ? t(trace.items.length ? "noWord" : "noneRelevant") : trace.degraded_reason ?? "";
+  $("degraded").textContent = told; $("degraded").hidden = !told;
+}
+
 function showTrace(trace, user) {
   $("items").replaceChildren(...(trace.items.length ? trace.items.map((item) => {
-    const side = make("div", "side"); side.append(make("span", "sid", item.sid.join("-")), make("div", "", percent(item.score)), make("div", "what", t("ofScore")));
+    const side = make("div", "side"), chance = item.relevance; side.append(make("span", "sid", item.sid.join("-")));
+    if (chance === null) side.append(make("div", "", percent(item.score)), make("div", "what", t("ofScore")));
+    else {
+      const meter = make("progress", "chance"); meter.max = 1; meter.value = Math.sqrt(chance); meter.setAttribute("aria-hidden", "true");
+      side.append(make("div", "", chance ? percent(Math.log(chance)) : "0%"), meter, make("div", "what", t("relevance")));
+    }
     const [li, b] = card(item, side, "button");
+    if (item.explanation) li.append(explained(item.explanation));
     for (const on of ["mouseenter", "focus"]) b.addEventListener(on, () => follow(item.sid));
     for (const off of ["mouseleave", "blur"]) b.addEventListener(off, () => follow(null));
     b.addEventListener("click", () => act(async () => { await call("/v1/events", { events: [{ event_id: crypto.randomUUID?.() ?? `${Date.now()}`, user_id: user, item_id: item.item_id, event: "click" }] }); await refresh(); }));
     return li;
-  }) : [make("li", "hint", t("nothing"))]));
-  $("degraded").textContent = trace.degraded_reason ?? ""; $("degraded").hidden = !trace.degraded_reason;
+  }) : trace.no_match ? [] : [make("li", "hint", t("nothing"))]));
+  showRead(trace);
   $("took").textContent = `${t("took")} ${trace.timing_ms.total.toFixed(0)} ms`;
   $("funnel").replaceChildren(...Object.entries(trace.funnel).map(([name, n]) => { const d = make("div"); d.append(make("b", "", n.toLocaleString()), make("span", "", name === "generated" ? t("generated ") : t(name))); return d; }));
   $("beam").replaceChildren(...trace.levels.map((level, n) => {
@@ -118,15 +171,16 @@ function showTrace(trace, user) {
   }));
 }
 
-function ask() { return { user: $("user").value.trim(), filter: $("filter").value.trim(), query: $("query").value.trim() }; }
+function ask() { return { user: $("user").value.trim(), filter: $("filter").value.trim(), query: $("query").value.trim(), least: $("least").value.trim() }; }
 
 async function refresh() {
-  const own = ++latest, { user, filter, query } = ask();
-  const kept = new URLSearchParams(Object.entries({ user, filter, query }).filter(([, value]) => value));
+  const own = ++latest, { user, filter, query, least } = ask();
+  const kept = new URLSearchParams(Object.entries({ user, filter, query, least }).filter(([, value]) => value));
   history.replaceState(null, "", kept.size ? `?${kept}` : location.pathname);
   document.body.classList.add("busy");
   try {
     const body = { user_id: user || null, k: 12, explain: true, filter: filter || null, query: query || null };
+    if (query && least) body.min_relevance = Number(least) / 100;
     // a wrong filter is no reason to hide what the person did
     const [person, trace] = await Promise.allSettled([call(`/v1/console/users/${encodeURIComponent(user || "-")}`), call("/v1/console/trace", body)]);
     // an answer that a newer question has overtaken is not shown
@@ -145,7 +199,7 @@ async function act(what) {
   try { await what(); $("problem").hidden = true; } catch (error) {
     $("problem").textContent = error instanceof TypeError ? "The server does not answer." : error.message; $("problem").hidden = false;
     for (const id of ["items", "beam", "funnel"]) $(id).replaceChildren();
-    $("degraded").hidden = true; $("took").textContent = "";
+    $("degraded").hidden = $("read").hidden = true; $("took").textContent = "";
   }
 }
 
@@ -154,7 +208,7 @@ async function start() {
   people = await call("/v1/console/users?limit=500");
   $("users").replaceChildren(...people.map((u) => { const o = make("option"); o.value = u; return o; }));
   const given = new URLSearchParams(location.search);
-  for (const name of ["user", "filter", "query"]) $(name).value = given.get(name) ?? $(name).value;
+  for (const name of ["user", "filter", "query", "least"]) $(name).value = given.get(name) ?? $(name).value;
   if (!$("user").value && !given.size) $("user").value = people[0] ?? "";
   await refresh();
 }
