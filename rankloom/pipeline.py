@@ -26,6 +26,7 @@ from torch import distributed as dist
 from rankloom import model_folder
 from rankloom.building import build_model, created_seconds, watched
 from rankloom.choosing import choose_refiner, choose_search, choose_weights, describe_weights
+from rankloom.choosing_broad import choose_broad, describe_broad
 from rankloom.config import Config
 from rankloom.data import schema
 from rankloom.data.broad_queries import with_broad_queries
@@ -231,17 +232,21 @@ def _train(
             rankloom.refiner, refined = choose_refiner(rankloom, sequences, table, mask_seen=mask_seen, quiet=quiet)
             rankloom.weights = replace(rankloom.weights, refine=float(rankloom.refiner is not None))
             figures.update(refined)
-        asked = with_broad_queries(sequences, items, ratio=config.selection.broad_searches, seed=config.seed)
         searched = choose_search(
-            rankloom, sequences, table, mask_seen=mask_seen, limit=config.training.eval_users, quiet=quiet,
-            refined_on=None if asked is sequences else (asked, feature_table(asked, tokenizer, shop)),
-        )  # fmt: skip
+            rankloom, sequences, table, mask_seen=mask_seen, limit=config.training.eval_users, quiet=quiet
+        )
+        asked = with_broad_queries(sequences, items, ratio=config.selection.broad_searches, seed=config.seed)
+        if asked is not sequences:
+            made = feature_table(asked, tokenizer, shop)
+            searched.update(choose_broad(rankloom, (sequences, table), (asked, made), mask_seen=mask_seen, quiet=quiet))
         figures.update({f"search: {name}": value for name, value in searched.items()})
     elif not config.selection.enabled:
         rankloom.weights = rankloom.generator_weights = Weights(mix=1.0)
     say(f"chosen on validation: {describe_weights(rankloom.weights)}")
     if rankloom.query_memory is not None and rankloom.search_choices is not UNTRIED_SEARCH:
         say(f"for searches: {describe_weights(rankloom.search_choices.weights, searches=True)}")
+        if rankloom.search_choices.broad is not None:
+            say(f"for broad searches: {describe_broad(rankloom.search_choices.broad)}")
     rankloom.metadata = {
         "parents": {"shop": fingerprint[:12]},
         "shop": {"rows": shop.origin.get("rows", {}), "importer": shop.origin.get("importer", "")},
