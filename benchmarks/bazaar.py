@@ -46,7 +46,7 @@ HIDDEN_SHARE = 0.05
 MEASURED = tuple(
     f"rankloom/{part}"
     for part in (
-        "building.py", "choosing.py", "config.py", "data", "decoding", "evaluation", "models", "pipeline.py", "recommender.py", "semantic", "simulation", "training",
+        "building.py", "choosing.py", "choosing_broad.py", "config.py", "data", "decoding", "evaluation", "models", "pipeline.py", "recommender.py", "semantic", "simulation", "training",
     )
 )  # fmt: skip
 

@@ -65,7 +65,7 @@ WIDE_GOAL, COLD_GOAL = 0.93, 0.18
 NOISE = 0.02
 SOURCES = (
     "rankloom/data", "rankloom/decoding", "rankloom/models", "rankloom/training", "rankloom/semantic", "rankloom/pipeline.py",
-    "rankloom/choosing.py", "rankloom/building.py", "rankloom/recommender.py", "rankloom/evaluation/search",
+    "rankloom/choosing.py", "rankloom/choosing_broad.py", "rankloom/building.py", "rankloom/recommender.py", "rankloom/evaluation/search",
     "rankloom/evaluation/rankloom_system.py", "rankloom/evaluation/systems.py", "benchmarks/_search.py",
 )  # fmt: skip
 BASELINE_SOURCES = (

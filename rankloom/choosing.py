@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rankloom.data.sequences import VALID, Cases, Sequences
 from rankloom.decoding.choices import Choices
-from rankloom.decoding.refine import Refiner, fit_refiner
+from rankloom.decoding.refine import RefineExamples, Refiner, fit_refiner
 from rankloom.decoding.select import Weights
 from rankloom.progress import track
 from rankloom.recommender import Rankloom
@@ -158,10 +158,25 @@ def choose_refiner(
     cases, unasked = kind(max_users=REFINED)
     if len(cases) > REFINED:
         cases, unasked = kind(max_users=len(np.unique(cases.user)) * REFINED // len(cases))
+    title = f"refining{' searches' if searches else ''} on validation"
+    examples, also = examples_of(
+        rankloom, sequences, table, cases, mask_seen=mask_seen, unasked=unasked, title=title, quiet=quiet
+    )
+    return fit_refiner(examples, seed=rankloom.config.seed, also=also, quiet=quiet)
+
+
+def examples_of(
+    rankloom: Rankloom, sequences: Sequences, table: FeatureTable, cases: Cases, *, mask_seen: bool, title: str,
+    unasked: bool = False, quiet: bool = False,
+) -> tuple[list[RefineExamples], list[RefineExamples]]:  # fmt: skip
+    """What a refiner is fitted on, and, where lists hide what was seen, a fifth of the cases with nothing hidden.
+
+    Args:
+        unasked: leave out the queries that the cases have.
+    """
     seconds = torch.from_numpy(sequences.timestamp / 1e6) if sequences.has_clock else None
     examples, also = [], []
     size = 64
-    title = f"refining{' searches' if searches else ''} on validation"
     for number, begin in enumerate(track(range(0, len(cases), size), title, unit="batches", quiet=quiet)):
         part = slice(begin, begin + size)
         row = torch.from_numpy(cases.row[part])
@@ -177,19 +192,14 @@ def choose_refiner(
         # far from the held-out batches, every fifth from the first: a person's cases may lie in two that are neighbours
         if mask_seen and number % 5 == 2:
             also.append(ask(excluded=None))
-    return fit_refiner(examples, seed=rankloom.config.seed, also=also, quiet=quiet)
+    return examples, also
 
 
 def choose_search(
-    rankloom: Rankloom, sequences: Sequences, table: FeatureTable, *, mask_seen: bool, limit: int,
-    refined_on: tuple[Sequences, FeatureTable] | None = None, quiet: bool = False,
-) -> dict[str, float]:  # fmt: skip
+    rankloom: Rankloom, sequences: Sequences, table: FeatureTable, *, mask_seen: bool, limit: int, quiet: bool = False
+) -> dict[str, float]:
     """Sets the model's `search_choices` from the searches of the validation period, where there are enough; the figures of
-    all that was tried.
-
-    Args:
-        refined_on: the log with made searches (data/broad_queries.py), for the refiner, which can tell broad from precise ones.
-    """
+    all that was tried."""
     if rankloom.query_memory is None:
         return {}
     if int(((sequences.stage == VALID) & sequences.target & (sequences.query >= 0)).sum()) < FEW:
@@ -201,8 +211,8 @@ def choose_search(
     selection = rankloom.config.selection
     if selection.enabled and selection.refine and own.mix < 1:
         refiner, refined = choose_refiner(
-            rankloom, *(refined_on or (sequences, table)), mask_seen=mask_seen, searches=True, quiet=quiet
-        )  # fmt: skip
+            rankloom, sequences, table, mask_seen=mask_seen, searches=True, quiet=quiet
+        )
         rankloom.search_choices = Choices(replace(own, refine=float(refiner is not None)), alone, refiner)
         figures.update(refined)
     return figures

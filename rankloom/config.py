@@ -313,8 +313,9 @@ class SelectionConfig(Section):
     """A small network fitted on validation has the last word, where it helps (decoding/refine.py)."""
     mix: float | None = Field(default=None, ge=0, le=1)
     """Weight of the generator's log-probability beside the head's score; None is chosen on validation."""
-    broad_searches: float = Field(default=0.0, ge=0)
-    """Made searches for a kind of item, over the log's own of the validation period, among which searches are chosen for (data/broad_queries.py)."""
+    broad_searches: float = Field(default=10.0, ge=0)
+    """Made searches for a kind of item, at most, over the log's own of the validation period; on them the order of broad searches is fitted
+    (choosing_broad.py). With 0 these are ordered like all others."""
 
 
 class MemoryConfig(Section):

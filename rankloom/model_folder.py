@@ -6,8 +6,8 @@
     items.parquet             the catalogue
     memory.safetensors        what people took after what, for decoding (decoding/memory.py)
     query_memory.safetensors  the words of items and of the queries that led to them (decoding/query_memory.py)
-    refiner.safetensors, search_refiner.safetensors
-                              the last word on the order of feeds and searches (decoding/refine.py)
+    refiner.safetensors, search_refiner.safetensors, broad_refiner.safetensors
+                              the last word on the order of feeds, searches and broad searches (decoding/refine.py)
     histories.parquet         the last interactions of each user, so that it serves without the training data
     training_log.jsonl        one record per evaluation
     README.md                 the card, filled by the run
@@ -45,6 +45,7 @@ EXPOSURE: Final = "exposure.safetensors"
 REFINER: Final = "refiner.safetensors"
 QUERY_MEMORY: Final = "query_memory.safetensors"
 SEARCH_REFINER: Final = "search_refiner.safetensors"
+BROAD_REFINER: Final = "broad_refiner.safetensors"
 LOG: Final = "training_log.jsonl"
 CARD: Final = "README.md"
 MANIFEST: Final = "manifest.json"

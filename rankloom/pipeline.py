@@ -27,6 +27,7 @@ from rankloom import model_folder
 from rankloom.building import build_model, created_seconds, watched
 from rankloom.calibrating import calibrate_search
 from rankloom.choosing import choose_refiner, choose_search, choose_weights, describe_weights
+from rankloom.choosing_broad import choose_broad, describe_broad
 from rankloom.config import Config
 from rankloom.data import schema
 from rankloom.data.broad_queries import with_broad_queries
@@ -232,11 +233,13 @@ def _train(
             rankloom.refiner, refined = choose_refiner(rankloom, sequences, table, mask_seen=mask_seen, quiet=quiet)
             rankloom.weights = replace(rankloom.weights, refine=float(rankloom.refiner is not None))
             figures.update(refined)
-        asked = with_broad_queries(sequences, items, ratio=config.selection.broad_searches, seed=config.seed)
         searched = choose_search(
-            rankloom, sequences, table, mask_seen=mask_seen, limit=config.training.eval_users, quiet=quiet,
-            refined_on=None if asked is sequences else (asked, feature_table(asked, tokenizer, shop)),
-        )  # fmt: skip
+            rankloom, sequences, table, mask_seen=mask_seen, limit=config.training.eval_users, quiet=quiet
+        )
+        asked = with_broad_queries(sequences, items, ratio=config.selection.broad_searches, seed=config.seed)
+        if asked is not sequences:
+            made = feature_table(asked, tokenizer, shop)
+            searched.update(choose_broad(rankloom, (sequences, table), (asked, made), mask_seen=mask_seen, quiet=quiet))
         searched.update(calibrate_search(rankloom, sequences, table, quiet=quiet))
         figures.update({f"search: {name}": value for name, value in searched.items()})
     elif not config.selection.enabled:
@@ -244,6 +247,8 @@ def _train(
     say(f"chosen on validation: {describe_weights(rankloom.weights)}")
     if rankloom.query_memory is not None and replace(rankloom.search_choices, relevance=None) != UNTRIED_SEARCH:
         say(f"for searches: {describe_weights(rankloom.search_choices.weights, searches=True)}")
+        if rankloom.search_choices.broad is not None:
+            say(f"for broad searches: {describe_broad(rankloom.search_choices.broad)}")
     if (relevance := rankloom.search_choices.relevance) is not None:
         say(f"relevance of search results: {relevance.describe()}")
     rankloom.metadata = {

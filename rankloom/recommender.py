@@ -31,7 +31,7 @@ from rankloom.config import Config
 from rankloom.data import schema
 from rankloom.data.filters import parse_filter
 from rankloom.decoding.beam import BeamResult, beam_search
-from rankloom.decoding.choices import UNTRIED_SEARCH, Choices
+from rankloom.decoding.choices import UNTRIED_SEARCH, BroadOrder, Choices
 from rankloom.decoding.exposure import Exposure, LiftTables
 from rankloom.decoding.masks import MaskIndex, NodeCounts
 from rankloom.decoding.memory import BehaviourMemory, Guide, in_history, latest_first
@@ -430,7 +430,7 @@ class Rankloom:
 
         Args:
             when: (B,) float64 seconds of the requests, for the age of the items.
-            weights, search_weights: instead of the model's own.
+            weights, search_weights: instead of the model's own; with the latter broad searches are ordered like the others.
             people: whose histories these are, for what `contexts` keeps; None keeps nothing of a request.
             typos: slips of a word that each search forgives, instead of what the configuration says.
         """
@@ -449,14 +449,15 @@ class Rankloom:
         typos: Sequence[int] | None = None,
     ) -> tuple[Ranking, _Generated]:  # fmt: skip
         """`rank`, with what was generated."""
-        weights = weights or self.weights
+        weights, broad = weights or self.weights, None
         if self.are_searches(table, queries_at):
             weights = search_weights or self.search_choices.weights
+            broad = None if search_weights is not None else self.search_choices.broad
         generated = self._generate(
             table, start, stop, beam=beam, filters=filters, excluded=excluded, queries_at=queries_at, user=user,
             surface=surface, when=when, memory=weights.memory, lift=weights.lift, trace=trace, people=people, typos=typos,
         )  # fmt: skip
-        scores = self._scores(generated, weights)
+        scores = self._scores(generated, weights) if broad is None else self._by_breadth(generated, weights, broad)
         items, best, _ = top_k(generated.candidates, scores, k)
         relevance, chances = self.search_choices.relevance, None
         if generated.query is not None and relevance is not None:
@@ -654,6 +655,15 @@ class Rankloom:
         if generated.refiner is not None and weights.refine and generated.given is not None:
             scores = scores + weights.refine * generated.refiner(features(generated.given, self._facts))
         return scores
+
+    def _by_breadth(self, generated: _Generated, weights: Weights, broad: BroadOrder) -> Tensor:
+        """(B, C) final scores; on those of broad searches their own refiner has the last word."""
+        assert generated.query is not None
+        broad_B = generated.query.breadth_B >= broad.least
+        if not broad_B.any():
+            return self._scores(generated, weights)
+        scores = self._scores(replace(generated, refiner=broad.refiner), replace(weights, refine=1.0))
+        return scores if broad_B.all() else torch.where(broad_B[:, None], scores, self._scores(generated, weights))
 
     def _refine_input(
         self, candidates: Candidates, select_BC: Tensor, guide: Guide | None, now_BC: Tensor | None, table: FeatureTable,

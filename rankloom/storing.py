@@ -18,7 +18,7 @@ from rankloom import model_folder
 from rankloom.building import build_model
 from rankloom.config import Config
 from rankloom.data import schema
-from rankloom.decoding.choices import UNTRIED_SEARCH, Choices
+from rankloom.decoding.choices import UNTRIED_SEARCH, BroadOrder, Choices
 from rankloom.decoding.exposure import Exposure
 from rankloom.decoding.memory import BehaviourMemory
 from rankloom.decoding.query_memory import QueryMemory, searched_texts
@@ -51,7 +51,9 @@ def load(path: str | Path) -> dict[str, Any]:
         own, tokenizer_meta = raw["model"], raw["tokenizer"]
         n_trained, mask_seen, weights = int(own["n_trained"]), bool(own["mask_seen"]), Weights(**own["weights"])
         alone = Weights(**own["generator_weights"]) if "generator_weights" in own else None
-        searching = {name: Weights(**value) for name, value in own.get("search", {}).items()}
+        searching = dict(own.get("search", {}))
+        broad_from = searching.pop("broad_from", None)
+        searching = {name: Weights(**value) for name, value in searching.items()}
         search = UNTRIED_SEARCH
         if searching:
             search = Choices(searching["weights"], searching["generator_weights"])
@@ -74,6 +76,8 @@ def load(path: str | Path) -> dict[str, Any]:
     exposure = _part(folder / model_folder.EXPOSURE, Exposure.from_arrays)
     refiner = _part(folder / model_folder.REFINER, Refiner.from_arrays)
     search_refiner = _part(folder / model_folder.SEARCH_REFINER, partial(Refiner.from_arrays, searches=True))
+    broad_refiner = _part(folder / model_folder.BROAD_REFINER, partial(Refiner.from_arrays, searches=True))
+    broad = None if broad_refiner is None or broad_from is None else BroadOrder(float(broad_from), broad_refiner)
     query_memory = _part(
         folder / model_folder.QUERY_MEMORY, partial(QueryMemory.from_arrays, texts=searched_texts(items))
     )
@@ -93,7 +97,7 @@ def load(path: str | Path) -> dict[str, Any]:
         "exposure": exposure,
         "refiner": refiner,
         "query_memory": query_memory,
-        "search_choices": replace(search, refiner=search_refiner, relevance=relevance),
+        "search_choices": replace(search, refiner=search_refiner, relevance=relevance, broad=broad),
         "metadata": raw.get("metadata", {}),
         "model_version": manifest["model_version"],
         "alive": alive,
@@ -125,6 +129,7 @@ def save(own: Rankloom, path: str | Path, *, overwrite: bool, extra: Mapping[str
         parts = {
             model_folder.MEMORY: own.memory, model_folder.EXPOSURE: own.exposure, model_folder.REFINER: own.refiner,
             model_folder.QUERY_MEMORY: own.query_memory, model_folder.SEARCH_REFINER: search.refiner,
+            model_folder.BROAD_REFINER: None if search.broad is None else search.broad.refiner,
         }  # fmt: skip
         for name, part in parts.items():
             if part is not None:
@@ -144,6 +149,7 @@ def save(own: Rankloom, path: str | Path, *, overwrite: bool, extra: Mapping[str
                     "search": {
                         "weights": asdict(search.weights),
                         "generator_weights": asdict(search.generator_weights),
+                        **({} if search.broad is None else {"broad_from": search.broad.least}),
                     },
                     "relevance": None if search.relevance is None else asdict(search.relevance),
                     "removed": np.flatnonzero(~own.alive).tolist(),

@@ -1,7 +1,7 @@
-"""Searches that name a kind of item and no more, made for choosing how searches are answered.
+"""Searches that name a kind of item and no more, made for choosing how broad searches are ordered (choosing_broad.py).
 
-A log's own queries are often precise: who types "cast iron pan" has said what is wanted, and weights chosen on such searches hardly look at the
-person. Who types "kitchen" has not, and is served by what the person likes. So some of the takes of the validation period that no
+A log's own queries are often precise: who types "cast iron pan" has said what is wanted, and what is chosen on such searches hardly looks at
+the person. Who types "kitchen" has not, and is served by what the person likes. So some of the takes of the validation period that no
 search came before are read as answers to a search for the item's kind: a name on its category path, below the root where there is more
 than one. Made from the catalogue, nothing of the person goes in; and made for choosing alone, no training sees them.
 """

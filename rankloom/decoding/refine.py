@@ -162,14 +162,19 @@ def _step(refiner: Refiner, optimiser: torch.optim.Optimizer, own: RefineExample
 
 
 @torch.no_grad()
+def ndcgs(refiner: Refiner | None, own: RefineExamples) -> Tensor:
+    """(B,) NDCG@10 of each case's target, 0 where it was not generated; without a refiner that of the joined scores."""
+    score = own.score_BC if refiner is None else own.score_BC + refiner(own.feature_BCF)
+    score = torch.where(own.item_BC >= 0, score, float("-inf"))
+    hit = own.item_BC == own.target_B[:, None]
+    target = torch.where(hit, score, float("-inf")).amax(1)
+    rank = (score > target[:, None]).sum(1)
+    return torch.where(hit.any(1) & (rank < 10), 1 / torch.log2(rank + 2.0), 0.0)
+
+
 def _ndcg(refiner: Refiner | None, examples: Sequence[RefineExamples]) -> float:
     total, cases = 0.0, 0
     for own in examples:
-        score = own.score_BC if refiner is None else own.score_BC + refiner(own.feature_BCF)
-        score = torch.where(own.item_BC >= 0, score, float("-inf"))
-        hit = own.item_BC == own.target_B[:, None]
-        target = torch.where(hit, score, float("-inf")).amax(1)
-        rank = (score > target[:, None]).sum(1)
-        gain = torch.where(hit.any(1) & (rank < 10), 1 / torch.log2(rank + 2.0), 0.0)
+        gain = ndcgs(refiner, own)
         total, cases = total + float(gain.sum()), cases + len(gain)
     return total / max(1, cases)

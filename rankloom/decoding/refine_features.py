@@ -43,12 +43,16 @@ FEATURES: Final = (
 )  # fmt: skip
 SEARCH_FEATURES: Final = (
     "relevance", "relevance rank", "relevant", "coverage", "coverage of the best", "near the query", "history says",
-    "breadth of the query",
+    "breadth of the query", "share of code among the matches", "log share of code among the matches",
 )  # fmt: skip
 """What is read beside them when somebody searches."""
 _HARDLY: Final = math.exp(-9.0)
 _NEVER: Final = 200
 _LEAST: Final = 1e-4
+_FAINT: Final = 0.005
+"""Share of a history that says hardly anything yet: a tenth of one item of fifty, about."""
+_EQUAL: Final = 1e-6
+"""Shares of a query's words that differ by less are the same."""
 
 
 @dataclass
@@ -181,13 +185,17 @@ def features(given: RefineInput, facts: ItemFacts) -> Tensor:
         0.0 if given.told_B is None else np.log1p(given.told_B.numpy())[:, None],
         *_sightings(given, item),
     ]
+    groups = _groups(given, facts, group_BCG)
     blocks = [
         _columns(own, item.shape),
-        _groups(given, facts, group_BCG),
+        groups,
         _sizes(given, facts, item),
         _company(group_BCG, real, (np.exp(generator), np.exp(selection), memory)),
-        *([] if given.query is None else [_columns(_words(given.query), item.shape)]),
     ]
+    if given.query is not None:
+        code = GROUPINGS.index("code")
+        kinds = _among_matches(given.query, real, group_BCG[..., code], groups[..., code])
+        blocks.append(_columns([*_words(given.query), *kinds], item.shape))
     out = np.concatenate(blocks, axis=-1)
     return torch.from_numpy(np.where(np.isfinite(out), out, np.float32(-30.0)))
 
@@ -301,6 +309,25 @@ def _words(query: QueryEvidence) -> list[NDArray[Any]]:
         query.near_BC.numpy(),
         np.log(np.maximum(query.behaviour_BC.numpy(), _HARDLY)),
         query.breadth_B.numpy()[:, None],
+    ]
+
+
+def _among_matches(
+    query: QueryEvidence, real: NDArray[np.bool_], code_BC: NDArray[np.int64], share_BC: Floats
+) -> list[NDArray[Any]]:
+    """Of what the history has in the first codes of the query's matches, the share that an item's own has: which kind of what was asked
+    for this person takes, whatever else they like. Matches are the candidates that have as much of the query as the best; 0 for others."""
+    coverage = query.coverage_BC.numpy()
+    match = real & (coverage > 0) & (coverage >= coverage.max(1, keepdims=True) - _EQUAL)
+    request, column = np.nonzero(match)
+    first = np.unique(request * (int(code_BC.max(initial=0)) + 1) + code_BC[match], return_index=True)[1]
+    # every code counts once, however many items it has
+    total = np.bincount(request[first], weights=share_BC[request[first], column[first]], minlength=len(match))[:, None]
+    own = np.where(match, share_BC, 0.0)
+    said = total > 0
+    return [
+        own / np.where(said, total, 1.0),
+        np.where(said, np.log((own + _FAINT) / (total + _FAINT)), 0.0),
     ]
 
 

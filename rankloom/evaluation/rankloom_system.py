@@ -31,7 +31,8 @@ class RankloomSystem:
         self.name = "rankloom" if select else "rankloom-generator"
         self.model = model
         self.weights = model.weights if select else model.generator_weights
-        self.search_weights = model.search_choices.weights if select else model.search_choices.generator_weights
+        # the model's own, which may tell broad searches from others
+        self.search_weights = None if select else model.search_choices.generator_weights
         self.beam = beam
         self.quiet = quiet
         self.shop = shop

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+import pytest
 import torch
 
 from rankloom.decoding.refine import RefineExamples, Refiner, fit_refiner
 from rankloom.decoding.refine_features import (
     FEATURES,
+    SEARCH_FEATURES,
     ItemFacts,
+    QueryEvidence,
     RefineInput,
     features,
     item_groups,
@@ -107,6 +110,37 @@ def test_candidates_of_one_category_share_what_the_opinions_give_it() -> None:
     out = features(request, own)
     place = FEATURES.index("generator of its category")
     torch.testing.assert_close(out[0, :2, place], torch.log(torch.tensor([1e-4, 1e-4])))
+
+
+def test_what_a_person_takes_of_the_matches_is_told_whatever_else_they_take() -> None:
+    own, request = facts(), given()
+    # the history is items 2, 3, 3 and 0, with first codes 2, 2, 2 and 1; the candidates have 1, 2, 1 and 2
+    request.history_BP = torch.tensor([[2, 3, 3, 0]])
+    request.item_BC = torch.tensor([[1, 2, 0, 3]])
+    for name in ("log_prob_BC", "select_BC"):
+        setattr(request, name, torch.zeros(1, 4))
+    request.memory_BC = request.now_BC = request.age_BC = None
+    request.seen_BC = torch.zeros(1, 4, dtype=torch.bool)
+    weight = 0.95 ** np.arange(4)
+    first, second = weight[3] / weight.sum(), weight[:3].sum() / weight.sum()
+
+    def told(coverage: list[float]) -> tuple[list[float], list[float]]:
+        given = torch.tensor([coverage])
+        request.query = QueryEvidence(given, given, given, given, given, torch.zeros(1))
+        out = features(request, own)[0]
+        places = [len(FEATURES) + SEARCH_FEATURES.index(f"{log}share of code among the matches") for log in ("", "log ")]
+        return out[:, places[0]].tolist(), out[:, places[1]].tolist()
+
+    share, log = told([1.0, 1.0, 1.0, 0.5])
+    # code 1 counts once though it has two matches; the last candidate is no match
+    assert share == pytest.approx([first, second, first, 0.0], abs=1e-6)
+    assert log[:3] == pytest.approx(np.log((np.array([first, second, first]) + 0.005) / 1.005).tolist(), abs=1e-5)
+    assert log[3] == pytest.approx(np.log(0.005 / 1.005), abs=1e-5)
+    # asked for things of code 1 alone, what else the person takes does not count
+    assert told([1.0, 0.0, 1.0, 0.0])[0] == pytest.approx([1.0, 0.0, 1.0, 0.0])
+    assert told([0.0, 0.0, 0.0, 0.0]) == ([0.0] * 4, [0.0] * 4)
+    request.history_BP = torch.full((1, 4), -1)
+    assert told([1.0, 1.0, 1.0, 1.0]) == ([0.0] * 4, [0.0] * 4)
 
 
 def test_groups_and_sizes_are_read_from_the_catalogue() -> None:
