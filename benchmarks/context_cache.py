@@ -209,7 +209,7 @@ def main() -> int:
                 n=repeats,
                 seed=seed,
             )
-        saved = own["context of 50"] - own["context of 1"]
+        saved = max(0.0, own["context of 50"] - own["context of 1"])
         least = (
             f". With the compiled kernels (`small`, history 50) a context costs {own['context of 50']:.3f} ms, one of a single event "
             f"{own['context of 1']:.3f}: at most {100 * saved / own['request']:.0f}% of {own['request']:.2f} ms, so they keep nothing"

@@ -191,7 +191,7 @@ def half_width(bench: Benchmark, seed: int) -> str:
     else:
         bench.row(system="rankloom bf16", variant=name, metric="times less processor time", value=NO_AMX, wanted=HALF_TIMES)
         told = f"{name}, at least {HALF_TIMES} times less processor time: {NO_AMX}"
-    preset, scale, epochs = ("tiny", 0.1, 2) if bench.quick else ("small", 1.0, None)
+    preset, scale, epochs = ("tiny", 0.1, 2) if bench.quick else ("small", 0.25, None)
     key: dict[str, Any] = {"what": "lists in bf16", "preset": preset, "scale": scale, "epochs": epochs, "seed": seed}
     folder = bench.store.path({**key, "sources": fingerprint(ROOT / own for own in LISTS)}).with_suffix("")
     found = bench.cell(key, lambda: quality(folder, preset, scale, seed, epochs=epochs), sources=LISTS)
