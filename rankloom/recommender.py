@@ -662,7 +662,7 @@ class Rankloom:
         broad_B = generated.query.breadth_B >= broad.least
         if not broad_B.any():
             return self._scores(generated, weights)
-        scores = self._scores(replace(generated, refiner=broad.refiner), replace(weights, refine=1.0))
+        scores = self._scores(*_as_broad(generated, weights, broad))
         return scores if broad_B.all() else torch.where(broad_B[:, None], scores, self._scores(generated, weights))
 
     def _refine_input(
@@ -907,7 +907,11 @@ class Rankloom:
             keywords = None if self.tokenizer.keywords is None else self.tokenizer.keywords.matcher
             self._explainer = Explainer(self.items, self._trie, self.semantic_ids.codes, self.query_memory, keywords)
         explainer = self._explainer
-        weights = self.weights if generated.query is None else self.search_choices.weights
+        weights = self.weights
+        if generated.query is not None:
+            weights, broad = self.search_choices.weights, self.search_choices.broad
+            if broad is not None and generated.query.breadth_B[number] >= broad.least:
+                generated, weights = _as_broad(generated, weights, broad)
         item_C = generated.candidates.item_BC[number]
         column_of = {row: column for column, row in enumerate(item_C.tolist())}
         columns, real_C = [column_of[row] for row in rows], item_C >= 0
@@ -949,6 +953,11 @@ class Rankloom:
             vector = self.tokenizer.embed_texts([request.query])[0]
             return self._reasons.of_search(rows, request.query, vector, self.query_memory, typos)
         return self._reasons.of_history(rows, seen)
+
+
+def _as_broad(generated: _Generated, weights: Weights, broad: BroadOrder) -> tuple[_Generated, Weights]:
+    """What orders a broad search: all as for any other, and the refiner of broad ones."""
+    return replace(generated, refiner=broad.refiner), replace(weights, refine=1.0)
 
 
 def _in_order(rows: list[int], value_I: NDArray[np.float64], among: NDArray[np.int64] | None) -> list[int]:

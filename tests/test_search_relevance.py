@@ -135,8 +135,11 @@ def test_the_parts_of_a_score_add_up(model: Rankloom) -> None:
             assert item.explanation is not None
             apart = sum(item.explanation.parts.values()) - sum(first.explanation.parts.values())
             assert apart == pytest.approx(item.score - first.score, abs=2e-3)
-            refined = model.search_choices.refiner if reply.items[0].relevance is not None else model.refiner
-            assert bool(item.explanation.refiner) == (refined is not None)
+            # of a broad search the refiner of broad ones has the last word
+            assert bool(item.explanation.refiner) == ("refiner" in item.explanation.parts)
+    assert model.search_choices.broad is not None
+    broad = model.search("lamp", k=2, explain=True).items
+    assert all(item.explanation is not None and item.explanation.refiner for item in broad)
 
 
 def test_the_path_is_the_semantic_id_with_its_meaning_and_probabilities(model: Rankloom) -> None:
