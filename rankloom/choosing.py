@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rankloom.data.sequences import VALID, Cases, Sequences
 from rankloom.decoding.choices import Choices
 from rankloom.decoding.refine import RefineExamples, Refiner, fit_refiner
+from rankloom.decoding.refine_features import FEATURES, SEARCH_FEATURES
 from rankloom.decoding.select import Weights
 from rankloom.progress import track
 from rankloom.recommender import Rankloom
@@ -162,6 +163,9 @@ def choose_refiner(
     examples, also = examples_of(
         rankloom, sequences, table, cases, mask_seen=mask_seen, unasked=unasked, title=title, quiet=quiet
     )
+    # what broad searches are told by is for their own refiner
+    read = len(FEATURES) + len(SEARCH_FEATURES)
+    examples, also = ([replace(own, feature_BCF=own.feature_BCF[..., :read]) for own in part] for part in (examples, also))
     return fit_refiner(examples, seed=rankloom.config.seed, also=also, quiet=quiet)
 
 

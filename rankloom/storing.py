@@ -76,7 +76,7 @@ def load(path: str | Path) -> dict[str, Any]:
     exposure = _part(folder / model_folder.EXPOSURE, Exposure.from_arrays)
     refiner = _part(folder / model_folder.REFINER, Refiner.from_arrays)
     search_refiner = _part(folder / model_folder.SEARCH_REFINER, partial(Refiner.from_arrays, searches=True))
-    broad_refiner = _part(folder / model_folder.BROAD_REFINER, partial(Refiner.from_arrays, searches=True))
+    broad_refiner = _part(folder / model_folder.BROAD_REFINER, partial(Refiner.from_arrays, searches=True, broad=True))
     broad = None if broad_refiner is None or broad_from is None else BroadOrder(float(broad_from), broad_refiner)
     query_memory = _part(
         folder / model_folder.QUERY_MEMORY, partial(QueryMemory.from_arrays, texts=searched_texts(items))

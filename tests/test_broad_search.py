@@ -19,7 +19,7 @@ from rankloom.data.shop import Shop
 from rankloom.decoding.choices import UNTRIED_SEARCH, BroadOrder, Choices
 from rankloom.decoding.query_memory import DEPTH
 from rankloom.decoding.refine import Refiner
-from rankloom.decoding.refine_features import FEATURES, SEARCH_FEATURES
+from rankloom.decoding.refine_features import BROAD_FEATURES, FEATURES, SEARCH_FEATURES
 from rankloom.decoding.select import Weights
 from rankloom.files import read_json, write_json
 from rankloom.pipeline import feature_table
@@ -33,7 +33,7 @@ BROAD, PRECISE = "kitchen", KITCHEN.styles[0][0]
 
 def backwards() -> Refiner:
     """A last word that turns the order of the joined scores around: far away from all that anybody would choose."""
-    n = len(FEATURES) + len(SEARCH_FEATURES)
+    n = len(FEATURES) + len(SEARCH_FEATURES) + len(BROAD_FEATURES)
     refiner = Refiner(torch.zeros(n), torch.ones(n))
     with torch.no_grad():
         # gelu(x) is x for a large x

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rankloom.decoding.refine_features import FEATURES, SEARCH_FEATURES
+from rankloom.decoding.refine_features import BROAD_FEATURES, FEATURES, SEARCH_FEATURES
 from rankloom.progress import Progress, track
 
 _MEMBERS: Final = 4
@@ -57,8 +57,9 @@ class Refiner(nn.Module):
             nn.init.xavier_uniform_(part)
 
     def each(self, feature_BCF: Tensor) -> Tensor:
-        """(B, C, M) what every member would add to the joined log-probabilities."""
-        hidden = self.dropout(nn.functional.gelu(self.up((feature_BCF - self.mean_F) / self.spread_F)))
+        """(B, C, M) what every member would add to the joined log-probabilities; features after its own are not read."""
+        own_BCF = feature_BCF[..., : len(self.mean_F)]
+        hidden = self.dropout(nn.functional.gelu(self.up((own_BCF - self.mean_F) / self.spread_F)))
         out: Tensor = (hidden.unflatten(-1, (_MEMBERS, _HIDDEN)) * self.down_MH).sum(-1) + self.shift_M
         return out
 
@@ -70,9 +71,9 @@ class Refiner(nn.Module):
         return {name: value.detach().numpy() for name, value in self.state_dict().items()}
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[Any]], *, searches: bool = False) -> Refiner:
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]], *, searches: bool = False, broad: bool = False) -> Refiner:
         own = {name: torch.from_numpy(np.asarray(value)) for name, value in arrays.items()}
-        known = len(FEATURES) + (len(SEARCH_FEATURES) if searches else 0)
+        known = len(FEATURES) + (len(SEARCH_FEATURES) if searches else 0) + (len(BROAD_FEATURES) if broad else 0)
         if len(own["mean_F"]) != known:
             raise ValueError(f"{len(own['mean_F'])} features, this version has {known}")
         refiner = cls(own["mean_F"], own["spread_F"])

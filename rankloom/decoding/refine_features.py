@@ -43,9 +43,11 @@ FEATURES: Final = (
 )  # fmt: skip
 SEARCH_FEATURES: Final = (
     "relevance", "relevance rank", "relevant", "coverage", "coverage of the best", "near the query", "history says",
-    "breadth of the query", "share of code among the matches", "log share of code among the matches",
+    "breadth of the query",
 )  # fmt: skip
 """What is read beside them when somebody searches."""
+BROAD_FEATURES: Final = ("share of code among the matches", "log share of code among the matches")
+"""What the refiner of broad searches reads beside both."""
 _HARDLY: Final = math.exp(-9.0)
 _NEVER: Final = 200
 _LEAST: Final = 1e-4
@@ -156,7 +158,8 @@ def item_sizes(items: pl.DataFrame) -> Tensor:
 
 
 def features(given: RefineInput, facts: ItemFacts) -> Tensor:
-    """(B, C, F) float32 in the order of `FEATURES`, and of `SEARCH_FEATURES` for searches; anything for padding."""
+    """(B, C, F) float32 in the order of `FEATURES`, and of `SEARCH_FEATURES` and `BROAD_FEATURES` for searches; anything for
+    padding."""
     item_BC = given.item_BC.numpy()
     real, item = item_BC >= 0, np.maximum(item_BC, 0)
     generator, selection = (

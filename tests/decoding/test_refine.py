@@ -9,6 +9,7 @@ import torch
 
 from rankloom.decoding.refine import RefineExamples, Refiner, fit_refiner
 from rankloom.decoding.refine_features import (
+    BROAD_FEATURES,
     FEATURES,
     SEARCH_FEATURES,
     ItemFacts,
@@ -128,7 +129,8 @@ def test_what_a_person_takes_of_the_matches_is_told_whatever_else_they_take() ->
         given = torch.tensor([coverage])
         request.query = QueryEvidence(given, given, given, given, given, torch.zeros(1))
         out = features(request, own)[0]
-        places = [len(FEATURES) + SEARCH_FEATURES.index(f"{log}share of code among the matches") for log in ("", "log ")]
+        before = len(FEATURES) + len(SEARCH_FEATURES)
+        places = [before + BROAD_FEATURES.index(f"{log}share of code among the matches") for log in ("", "log ")]
         return out[:, places[0]].tolist(), out[:, places[1]].tolist()
 
     share, log = told([1.0, 1.0, 1.0, 0.5])
