@@ -28,8 +28,9 @@ twelfth of it and find nearly all, as HR@10 does not. After selection lists are 
 The valid-SID rate of unconstrained beams means something with
 `--set network.output=vocabulary`; trained over the trie, a network never learns which codes do not exist.
 Events of these logs are purchases, so every one counts as an order; there are no impressions, so CTR, CVR and CTCVR learn
-from the same takes and level 4 of the feedback is empty. Each trained variant is a cell, kept in
-runs/benchmarks/search_ablation; shops and models lie in runs/search_ablation.
+from the same takes and level 4 of the feedback is empty. Variants that are trained alike up to a stage share it (S1 and S2; the reward model, which
+reads nothing that they change), which their minutes of training do not count. Each trained variant is a cell, kept in
+runs/benchmarks/search_ablation; shops, models and shared stages lie in runs/search_ablation.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
@@ -45,18 +47,20 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from _common import ROOT, Benchmark, argument_parser, count_seeds, data_folder
+from _common import ROOT, Benchmark, argument_parser, count_seeds, data_folder, fingerprint
 from _search import Engines, SearchData, evaluation_data
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 from rankloom import model_folder
 from rankloom.config import Config, DataConfig
 from rankloom.data.sequences import Sequences, load_sequences
 from rankloom.evaluation.search.compare import COLD, LONGEST, difference, figures, ranks_of, value
 from rankloom.evaluation.search.onesearch import OneSearchSystem
-from rankloom.files import read_json, write_json
+from rankloom.files import atomic_file, read_json, write_json
 from rankloom.onesearch import folder
 from rankloom.onesearch.model import OneSearch
+from rankloom.onesearch.reward_model import RewardModel
 from rankloom.onesearch.settings import OneSearchConfig
 from rankloom.semantic.tokenizer import Tokenizer
 
@@ -203,7 +207,8 @@ def _train(
     model = OneSearch.build(items, log, tokenizer, config)
     minutes, clock = {}, began
     for stage, step in (
-        ("supervised", model.fit_supervised), ("reward", model.fit_reward), ("preference", model.fit_preference)
+        ("S1 and S2", partial(_aligned, home, model)), ("S3", partial(model.fit_supervised, stages=("S3",))),
+        ("reward", partial(_rewarded, home, model)), ("preference", model.fit_preference),
     ):  # fmt: skip
         step(log)
         minutes[stage] = round((time.process_time() - clock) / 60, 2)
@@ -216,6 +221,39 @@ def _train(
         "parameters": sum(part.numel() for part in model.network.parameters()), "shares": model.shares,
         "losses": {name: record.losses for name, record in model.records.items()},
     }  # fmt: skip
+
+
+def _aligned(home: Path, model: OneSearch, log: Sequences) -> None:
+    """S1 and S2, or the weights after them where a variant that reads the same in them has been there."""
+    config = model.config
+    same = {"network": config.network, "stages": config.stages, "start": config.start, "opq": config.opq}
+    path = _shared(home, "aligned", config.seed, {name: own if isinstance(own, (bool, str)) else own.model_dump() for name, own in same.items()})
+    if path.exists():
+        model.network.load_state_dict(model_folder.read_tensors(path))
+        return
+    model.fit_supervised(log, stages=("S1", "S2"))
+    with atomic_file(path) as own:
+        save_tensors({name: value.contiguous() for name, value in model.network.state_dict().items()}, own)
+
+
+def _rewarded(home: Path, model: OneSearch, log: Sequences) -> None:
+    """The reward model, which reads nothing that a variant changes: one for all variants of a seed."""
+    config = model.config
+    path = _shared(home, "reward", config.seed, {"reward": config.reward.model_dump(), "orders": list(config.behaviour.orders)})
+    if path.exists():
+        model.rewarder = RewardModel.build(config.reward, model.prompts, model.statistics, config.seed)
+        model.rewarder.towers.load_state_dict(model_folder.read_tensors(path))
+        return
+    model.fit_reward(log)
+    assert model.rewarder is not None
+    with atomic_file(path) as own:
+        save_tensors({name: value.contiguous() for name, value in model.rewarder.towers.state_dict().items()}, own)
+
+
+def _shared(home: Path, name: str, seed: int, read: dict[str, Any]) -> Path:
+    """A file for what several variants have in common: another one for other settings, and for other sources."""
+    key = json.dumps({**read, "sources": fingerprint(ROOT / source for source in SOURCES)}, sort_keys=True)
+    return home / f"{name}-{seed}-{zlib.crc32(key.encode()):08x}.safetensors"
 
 
 def _tokenizer(path: Path, data: SearchData, seed: int) -> Tokenizer:

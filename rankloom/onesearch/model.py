@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -48,6 +48,8 @@ from rankloom.onesearch.vocabulary import Vocabulary
 from rankloom.semantic.tokenizer import Tokenizer
 from rankloom.semantic.trie import Trie
 from rankloom.training.objectives import TrieSoftmax
+
+STAGES: Final = ("S1", "S2", "S3")
 
 
 @dataclass
@@ -176,20 +178,26 @@ class OneSearch:
 
     # -- training
 
-    def fit_supervised(self, sequences: Sequences, *, quiet: bool = True) -> None:
-        """S1, S2 and S3; what has no steps is left out."""
-        stages = self.config.stages
+    def fit_supervised(self, sequences: Sequences, *, stages: Sequence[str] = STAGES, quiet: bool = True) -> None:
+        """S1, S2 and S3; what has no steps is left out.
+
+        Args:
+            stages: those to run, where the weights have been through the others: stages draw from generators of their own, so
+                that in parts it is the same training.
+        """
+        own = self.config.stages
         before: list[Task] = []
         plan: list[tuple[str, int, Callable[[], list[Task]]]] = [
-            ("S1", stages.s1_steps, lambda: alignment_tasks(self.prompts, self.vocabulary, sequences, self.config)),
-            ("S2", stages.s2_steps, lambda: cooccurrence_tasks(self.prompts, self.vocabulary, sequences, self.config)),
-            ("S3", stages.s3_steps, lambda: self._personal(sequences)),
+            ("S1", own.s1_steps, lambda: alignment_tasks(self.prompts, self.vocabulary, sequences, self.config)),
+            ("S2", own.s2_steps, lambda: cooccurrence_tasks(self.prompts, self.vocabulary, sequences, self.config)),
+            ("S3", own.s3_steps, lambda: self._personal(sequences)),
         ]
         for number, (name, n_steps, tasks_of) in enumerate(plan):
             if not n_steps:
                 continue
             tasks = tasks_of()
-            self.records[name] = self._fit(name, tasks, before, n_steps, number, quiet=quiet)
+            if name in stages:
+                self.records[name] = self._fit(name, tasks, before, n_steps, number, quiet=quiet)
             before += tasks
 
     def _personal(self, sequences: Sequences) -> list[Task]:

