@@ -7,9 +7,6 @@ scalars. A shared bottom, then one small network a tower.
 
     R = l1 CTR + l2 CVR + l3 CTCVR + l4 * 10 * relevance
 
-The relevance is the caller's, or that of a fourth small network, which reads what words and vectors say of query and item
-and nothing of the person; it stands for the judgements of a language model and learns from what searches led to.
-
 Shapes: B contexts, M candidates of one, H items of a history, A width of vectors, E width inside, F scalars, T words of a profile.
 """
 
@@ -45,7 +42,7 @@ class RewardInput:
         user_BA: recency-weighted mean of the history's vectors.
         history_BHA, real_BH: vectors of the searched-out history.
         item_BMA: the candidates' vectors.
-        scalar_BMF: what is said of the pair; the first of them (`n_relevance`) of query and item alone.
+        scalar_BMF: what is said of the pair, by words, vectors and counts.
         profile_BT: tokens of the person's profile, 0 for none; None where nobody has one.
     """
 
@@ -63,13 +60,10 @@ class RewardTowers(nn.Module):
 
     Args:
         n_scalars: F.
-        n_relevance: the first scalars, which the learned relevance reads.
         n_tokens: tokens that a profile may hold, 0 where nobody has one.
     """
 
-    def __init__(
-        self, config: TowerConfig, vector_dim: int, *, n_scalars: int, n_relevance: int, n_tokens: int = 0
-    ) -> None:
+    def __init__(self, config: TowerConfig, vector_dim: int, *, n_scalars: int, n_tokens: int = 0) -> None:
         super().__init__()
         self.config = config
         width, hidden = config.width, config.hidden
@@ -86,13 +80,7 @@ class RewardTowers(nn.Module):
         # the scalars also reach each tower directly: a linear ranker is the least that it can be
         self.direct = nn.Linear(n_scalars, len(TOWERS), bias=False)
         nn.init.zeros_(self.direct.weight)
-        self.n_relevance = n_relevance
-        self.judge = nn.Sequential(nn.Linear(n_relevance, hidden // 2), nn.LeakyReLU(), nn.Linear(hidden // 2, 1))
         self.profile = nn.EmbeddingBag(n_tokens, width, mode="mean", padding_idx=0) if n_tokens else None
-
-    def relevance(self, own: RewardInput) -> Tensor:
-        """(B, M) logits of the learned relevance."""
-        return self.judge(own.scalar_BMF[..., : self.n_relevance])[..., 0]  # type: ignore[no-any-return]
 
     def forward(self, own: RewardInput) -> Tensor:
         item_BME = self.item(own.item_BMA)

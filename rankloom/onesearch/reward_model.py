@@ -21,7 +21,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rankloom.models.behaviour_uid import recency_weights
 from rankloom.models.reward_towers import RewardInput, RewardTowers, joined_reward, tower_loss
@@ -39,8 +38,6 @@ SCALARS: Final = (
     "cosine to the query", "words", *EVIDENCE, "cosine to the history", "cosine to the last", "popularity", "category share",
     "after the last", "with the history", "clicks of the query",
 )  # fmt: skip
-N_RELEVANCE: Final = 2 + len(EVIDENCE)
-"""The first scalars say something of query and item alone."""
 
 
 @dataclass
@@ -66,7 +63,7 @@ class RewardModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             towers = RewardTowers(
-                config.towers, items.vector_IA.shape[1], n_scalars=len(SCALARS), n_relevance=N_RELEVANCE,
+                config.towers, items.vector_IA.shape[1], n_scalars=len(SCALARS),
                 n_tokens=prompts.vocabulary.n_tokens if len(prompts.profiles) else 0,
             )  # fmt: skip
         return cls(config, towers.eval(), prompts, statistics, Lexical.of(items.titles, items.brands, items.categories))
@@ -175,12 +172,7 @@ class RewardModel:
         taken = item_BM == own.target_C[:, None]
         ordered = taken & feedback.ordered_C[:, None]
         tensors = (torch.from_numpy(part) for part in (taken, ordered, item_BM >= 0))
-        marks = list(tensors)
-        loss = tower_loss(self.towers(features), *marks)
-        if self.config.relevance == "learned":
-            logit_BM, (taken_BM, _, real_BM) = self.towers.relevance(features), marks
-            loss = loss + binary_cross_entropy_with_logits(logit_BM[real_BM], taken_BM[real_BM].float())
-        return loss
+        return tower_loss(self.towers(features), *tensors)
 
     # -- use
 
@@ -193,10 +185,9 @@ class RewardModel:
                 part = slice(begin, begin + block)
                 item = item_BM[part]
                 features, words_BM = self.inputs(own.take(part), np.maximum(item, 0), trained=trained)
-                relevance = torch.from_numpy(words_BM)
-                if self.config.relevance == "learned":
-                    relevance = torch.sigmoid(self.towers.relevance(features))
-                reward = joined_reward(self.towers(features), relevance, self.config.weights, self.config.relevance_times)
+                reward = joined_reward(
+                    self.towers(features), torch.from_numpy(words_BM), self.config.weights, self.config.relevance_times
+                )
                 out[part] = np.where(item >= 0, reward.numpy(), -np.inf)
         return out
 

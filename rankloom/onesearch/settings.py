@@ -78,8 +78,6 @@ class RewardConfig(Section):
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     """lambda_1 .. lambda_4 of CTR, CVR, CTCVR and relevance; the paper does not give them."""
     relevance_times: float = Field(default=10.0, ge=0)
-    relevance: Literal["words", "learned"] = "words"
-    """S_rel: the share of the query's words that the item has, or what a network makes of words and vectors."""
     evidence: bool = True
     """BM25, where the words stand, and counts of pairs are read beside vectors."""
 

@@ -21,7 +21,7 @@ def given(batch: int = 2, n: int = 4, length: int = 3, width: int = 5) -> Reward
 
 def towers() -> RewardTowers:
     torch.manual_seed(1)
-    return RewardTowers(TowerConfig(width=4, hidden=8), 5, n_scalars=N_SCALARS, n_relevance=2, n_tokens=9).eval()
+    return RewardTowers(TowerConfig(width=4, hidden=8), 5, n_scalars=N_SCALARS, n_tokens=9).eval()
 
 
 def test_a_candidate_is_judged_alone() -> None:
@@ -45,17 +45,6 @@ def test_padding_of_the_history_is_not_read_and_no_history_is_no_error() -> None
         data.history_BHA[1] += 7
         assert torch.allclose(own(data), before)
     assert torch.isfinite(before).all()
-
-
-def test_relevance_reads_nothing_of_the_person() -> None:
-    own, data = towers(), given()
-    with torch.no_grad():
-        before = own.relevance(data)
-        data.scalar_BMF[..., 2:] += 3
-        data.user_BA += 3
-        assert torch.equal(own.relevance(data), before)
-        data.scalar_BMF[..., 1] += 3
-        assert not torch.allclose(own.relevance(data), before)
 
 
 def test_a_profile_changes_who_is_asked_and_padding_does_not() -> None:
