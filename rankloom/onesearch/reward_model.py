@@ -104,13 +104,13 @@ class RewardModel:
             count = count - (item_BM == own.target_C[:, None])
         same = (items.category_I[item_BM][:, :, None] == items.category_I[history][:, None]) & real[:, None]
         numbers = self.statistics
-        counted = (
+        counted = [
             numbers.after_last(history, item_BM, target_B),
             numbers.with_history(history, item_BM, target_B),
             numbers.clicks(own.query_C, item_BM, target_B),
-        )
+        ]
         if not self.config.evidence:
-            evidence_BMF, counted = np.zeros_like(evidence_BMF), tuple(np.zeros_like(part) for part in counted)
+            evidence_BMF, counted = np.zeros_like(evidence_BMF), [np.zeros_like(part) for part in counted]
         scalar = np.stack(
             [
                 np.einsum("bma,ba->bm", item_BMA, query_BA),
