@@ -63,6 +63,9 @@ def test_five_signs_are_asked_for(n_worse: int, ok: bool) -> None:
     checks: list[tuple[str, Any, bool]] = []
 
     class Bench:
+        def row(self, **values: Any) -> None:
+            assert values["low"] <= values["value"] <= values["high"]
+
         def check(self, name: str, value: Any, *, at_least: Any = None, target: Any = None, ok: bool | None = None) -> None:
             checks.append((name, value, value >= at_least if ok is None else ok))
 

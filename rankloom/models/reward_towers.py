@@ -2,12 +2,12 @@
 
 After SIM (Pi et al. 2020): the candidate attends over the person's history, of which the items nearest to the query are
 searched out first (the caller does that). Not the thousands of features of a ranker: query, history, profile of the person,
-and the item with its vector, its codes and how often it was taken. What is said of the pair (cosines and word agreement)
-comes as a few scalars. A shared bottom, then one small network a tower.
+and the item with its vector and how often it was taken. What is said of the pair (cosines, words, counts) comes as a few
+scalars. A shared bottom, then one small network a tower.
 
     R = l1 CTR + l2 CVR + l3 CTCVR + l4 * 10 * relevance
 
-Shapes: B contexts, M candidates of one, H items of a history, A width of vectors, E width inside, F scalars.
+Shapes: B contexts, M candidates of one, H items of a history, A width of vectors, E width inside, F scalars, T words of a profile.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from rankloom.config import Section
 
 TOWERS: Final = ("ctr", "cvr", "ctcvr")
-N_SCALARS: Final = 6
 
 
 class TowerConfig(Section):
@@ -43,8 +42,8 @@ class RewardInput:
         user_BA: recency-weighted mean of the history's vectors.
         history_BHA, real_BH: vectors of the searched-out history.
         item_BMA: the candidates' vectors.
-        scalar_BMF: cosine to the query, to the history's mean and to the last item, word agreement, log count, and the
-            share of the history in the candidate's category.
+        scalar_BMF: what is said of the pair, by words, vectors and counts.
+        profile_BT: tokens of the person's profile, 0 for none; None where nobody has one.
     """
 
     query_BA: Tensor
@@ -53,12 +52,18 @@ class RewardInput:
     real_BH: Tensor
     item_BMA: Tensor
     scalar_BMF: Tensor
+    profile_BT: Tensor | None = None
 
 
 class RewardTowers(nn.Module):
-    """(B, M, 3) logits. See the module's docstring."""
+    """(B, M, 3) logits. See the module's docstring.
 
-    def __init__(self, config: TowerConfig, vector_dim: int) -> None:
+    Args:
+        n_scalars: F.
+        n_tokens: tokens that a profile may hold, 0 where nobody has one.
+    """
+
+    def __init__(self, config: TowerConfig, vector_dim: int, *, n_scalars: int, n_tokens: int = 0) -> None:
         super().__init__()
         self.config = config
         width, hidden = config.width, config.hidden
@@ -67,20 +72,24 @@ class RewardTowers(nn.Module):
         self.item = nn.Linear(vector_dim, width, bias=False)
         self.key = nn.Linear(vector_dim, width, bias=False)
         self.bottom = nn.Sequential(
-            nn.Linear(7 * width + N_SCALARS, hidden), nn.LeakyReLU(), nn.Dropout(config.dropout)
+            nn.Linear(7 * width + n_scalars, hidden), nn.LeakyReLU(), nn.Dropout(config.dropout)
         )
         self.towers = nn.ModuleList(
             nn.Sequential(nn.Linear(hidden, hidden // 2), nn.LeakyReLU(), nn.Linear(hidden // 2, 1)) for _ in TOWERS
         )
         # the scalars also reach each tower directly: a linear ranker is the least that it can be
-        self.direct = nn.Linear(N_SCALARS, len(TOWERS), bias=False)
+        self.direct = nn.Linear(n_scalars, len(TOWERS), bias=False)
         nn.init.zeros_(self.direct.weight)
+        self.profile = nn.EmbeddingBag(n_tokens, width, mode="mean", padding_idx=0) if n_tokens else None
 
     def forward(self, own: RewardInput) -> Tensor:
         item_BME = self.item(own.item_BMA)
         n_candidates = item_BME.shape[1]
         query_BME = self.query(own.query_BA)[:, None].expand(-1, n_candidates, -1)
-        user_BME = self.user(own.user_BA)[:, None].expand(-1, n_candidates, -1)
+        user_BE = self.user(own.user_BA)
+        if self.profile is not None and own.profile_BT is not None:
+            user_BE = user_BE + self.profile(own.profile_BT)
+        user_BME = user_BE[:, None].expand(-1, n_candidates, -1)
         key_BHE = self.key(own.history_BHA)
         score = item_BME @ key_BHE.transpose(1, 2) / math.sqrt(key_BHE.shape[-1])
         score = score.masked_fill(~own.real_BH[:, None], torch.finfo(score.dtype).min)

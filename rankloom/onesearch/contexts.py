@@ -100,7 +100,7 @@ def contexts_of(
         ordered_CH=real & np.isin(sequences.kind[at], orders),
         recent_CW=recent.astype(np.int64),
         default_CW=np.full((len(user), config.window), -1, dtype=np.int32),
-        target_C=sequences.item[row].astype(np.int64),
+        target_C=sequences.item[np.minimum(row, sequences.n_interactions - 1)].astype(np.int64),
     )
 
 
@@ -112,6 +112,25 @@ def training_contexts(sequences: Sequences, config: BehaviourConfig) -> Contexts
         newest = np.r_[user[1:] != user[:-1], True]
         rows, user = rows[newest], user[newest]
     return contexts_of(sequences, user, rows, sequences.query[rows], config)
+
+
+def sampled_contexts(sequences: Sequences, n: int, config: BehaviourConfig, rng: np.random.Generator) -> Contexts:
+    """People at the end of their training period, each with a query that somebody typed in it: what was taken is not known.
+
+    Queries are drawn as often as they were typed, people evenly among those with a history.
+    """
+    trained = sequences.stage == TRAIN
+    typed = sequences.query[trained & sequences.target & (sequences.query >= 0)]
+    count_U = np.bincount(sequences.user[trained], minlength=sequences.n_users)
+    people = np.flatnonzero(count_U)
+    if not len(typed) or not len(people):
+        nobody = np.zeros(0, dtype=np.int64)
+        return contexts_of(sequences, nobody, nobody, nobody, config)
+    user = rng.choice(people, size=n, replace=n > len(people))
+    # the training period of a person is the beginning of their rows
+    row = sequences.offsets[user] + count_U[user]
+    found = contexts_of(sequences, user, row, typed[rng.integers(len(typed), size=n)], config)
+    return replace(found, target_C=np.full(n, -1, dtype=np.int64))
 
 
 @dataclass(frozen=True)

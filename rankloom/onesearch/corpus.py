@@ -51,6 +51,7 @@ class Items:
     category_I: Integers
     title_IT: Tokens
     titles: tuple[str, ...]
+    brands: tuple[str, ...]
     categories: tuple[str, ...]
     count_I: Integers
     has_word: sparse.csr_matrix
@@ -86,6 +87,7 @@ class Items:
             category_I=np.asarray(own_category, dtype=np.int64),
             title_IT=_item_tokens(titles, brands, categories, config, vocabulary),
             titles=titles,
+            brands=tuple(brands),
             categories=categories,
             count_I=count_I,
             has_word=has_word,

@@ -5,6 +5,7 @@
     reward.safetensors      the reward model's towers, where fitted
     tokenizer.safetensors   semantic IDs and the tokenizer's frozen parts
     log.safetensors         counts of the training period and the default sequences
+    profiles.parquet        what people say of themselves, where they do
     items.parquet           the catalogue
 """
 
@@ -24,9 +25,11 @@ from rankloom.errors import RankloomError, fault_of
 from rankloom.files import atomic_folder, read_json, write_json
 from rankloom.onesearch.contexts import DefaultSequences
 from rankloom.onesearch.model import OneSearch
+from rankloom.onesearch.profiles import Profiles
 from rankloom.onesearch.query_ids import QueryEncoder
 from rankloom.onesearch.reward_model import RewardModel
 from rankloom.onesearch.settings import OneSearchConfig
+from rankloom.onesearch.statistics import Statistics
 from rankloom.semantic.tokenizer import Tokenizer
 
 CONFIG: Final = "config.json"
@@ -35,6 +38,7 @@ REWARD: Final = "reward.safetensors"
 TOKENIZER: Final = "tokenizer.safetensors"
 LOG: Final = "log.safetensors"
 ITEMS: Final = "items.parquet"
+PROFILES: Final = "profiles.parquet"
 _FORMAT: Final = "rankloom-onesearch"
 
 
@@ -55,8 +59,13 @@ def save(own: OneSearch, items: pl.DataFrame, path: str | Path, *, overwrite: bo
             save_tensors({name: value.contiguous() for name, value in own.rewarder.towers.state_dict().items()}, folder / REWARD)
         save_arrays(model_folder.contiguous(arrays), folder / TOKENIZER)
         save_arrays(
-            model_folder.contiguous({"count": own.items.count_I, **own.defaults.arrays()}), folder / LOG
+            model_folder.contiguous({"count": own.items.count_I, **own.defaults.arrays(), **own.statistics.arrays()}),
+            folder / LOG,
         )
+        profiles = own.prompts.profiles
+        if len(profiles):
+            table = pl.DataFrame({"user_id": profiles.user_U.tolist(), "text": list(profiles.text_U)})
+            table.write_parquet(folder / PROFILES, compression="zstd")
         items.write_parquet(folder / ITEMS, compression="zstd")
         write_json(
             folder / CONFIG,
@@ -101,14 +110,17 @@ def load(path: str | Path, *, encode: QueryEncoder | None = None) -> OneSearch:
         tokenizer = Tokenizer.from_state(model_folder.read_arrays(folder / TOKENIZER), raw["tokenizer"])
     with model_folder.reading(folder / LOG):
         log = model_folder.read_arrays(folder / LOG)
+    items, there = pl.read_parquet(folder / ITEMS), (folder / PROFILES).is_file()
     own = OneSearch.assemble(
-        pl.read_parquet(folder / ITEMS), tokenizer, config, words=tuple(raw["words"]), queries=tuple(raw["queries"]),
-        count_I=np.asarray(log.pop("count")), defaults=DefaultSequences.from_arrays(log), encode=encode,
+        items, tokenizer, config, words=tuple(raw["words"]), queries=tuple(raw["queries"]),
+        count_I=np.asarray(log["count"]), defaults=DefaultSequences.from_arrays(log),
+        statistics=Statistics.from_arrays(log, items.height), encode=encode,
+        profiles=Profiles.of(pl.read_parquet(folder / PROFILES) if there else None, ("text",)),
     )  # fmt: skip
     with model_folder.reading(folder / WEIGHTS):
         own.network.load_state_dict(model_folder.read_tensors(folder / WEIGHTS))
     if (folder / REWARD).is_file():
-        own.rewarder = RewardModel.build(config.reward, own.prompts, config.seed)
+        own.rewarder = RewardModel.build(config.reward, own.prompts, own.statistics, config.seed)
         with model_folder.reading(folder / REWARD):
             own.rewarder.towers.load_state_dict(model_folder.read_tensors(folder / REWARD))
     return own

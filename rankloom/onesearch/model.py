@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -29,22 +29,27 @@ from rankloom.onesearch.contexts import (
     contexts_of,
     feed_orders,
     numbered,
+    sampled_contexts,
     training_contexts,
 )
 from rankloom.onesearch.corpus import Items, Queries, category_texts, code_vectors, main_directions, used_levels
 from rankloom.onesearch.fitting import Record, fit
 from rankloom.onesearch.generating import Lists, generate
 from rankloom.onesearch.negatives import Feedback, Negatives
-from rankloom.onesearch.pars import feedback_pairs, frozen, generated_pairs, train_preferences
+from rankloom.onesearch.pars import Pairs, feedback_pairs, frozen, generated_pairs, train_preferences
+from rankloom.onesearch.profiles import Profiles
 from rankloom.onesearch.prompts import KINDS, Prompts
 from rankloom.onesearch.query_ids import QueryEncoder, item_encoder
 from rankloom.onesearch.reward_model import RewardModel
 from rankloom.onesearch.settings import OneSearchConfig
 from rankloom.onesearch.stages import PersonalTask, Task, alignment_tasks, cooccurrence_tasks, draw_steps
+from rankloom.onesearch.statistics import Statistics
 from rankloom.onesearch.vocabulary import Vocabulary
 from rankloom.semantic.tokenizer import Tokenizer
 from rankloom.semantic.trie import Trie
 from rankloom.training.objectives import TrieSoftmax
+
+STAGES: Final = ("S1", "S2", "S3")
 
 
 @dataclass
@@ -54,6 +59,7 @@ class OneSearch:
     Attributes:
         prompts: makes prompts over the log's queries.
         defaults: the default sequences of queries.
+        statistics: what the reward model counts.
         encode: queries to IDs.
         rewarder: the reward model, once fitted.
         records: what each stage's training did.
@@ -66,6 +72,7 @@ class OneSearch:
     network: EncoderDecoder
     prompts: Prompts
     defaults: DefaultSequences
+    statistics: Statistics
     trie: Trie
     encode: QueryEncoder
     rewarder: RewardModel | None = None
@@ -75,7 +82,7 @@ class OneSearch:
     @classmethod
     def build(
         cls, items: pl.DataFrame, sequences: Sequences, tokenizer: Tokenizer, config: OneSearchConfig, *,
-        encode: QueryEncoder | None = None,
+        encode: QueryEncoder | None = None, users: pl.DataFrame | None = None,
     ) -> OneSearch:  # fmt: skip
         """An untrained model.
 
@@ -83,13 +90,16 @@ class OneSearch:
             sequences: the log, with its queries.
             tokenizer: fitted on the same catalogue, with residual K-means and OPQ.
             encode: IDs of queries; the item encoder where None.
+            users: the shop's people, whose columns `behaviour.profile` are read.
 
         Raises:
-            RankloomError: the tokenizer's IDs are of another kind.
+            RankloomError: the tokenizer's IDs are of another kind, or `users` has none of these columns.
         """
+        profiles = Profiles.of(users, config.behaviour.profile)
         texts = [*items["title"].fill_null("").to_list(), *category_texts(items), *sequences.queries]
         if "brand" in items.columns:
             texts += items["brand"].fill_null("").to_list()
+        texts += profiles.text_U
         words = Vocabulary.of(texts, (), most=config.stages.words).words
         trained = (sequences.stage == TRAIN) & sequences.target
         count_I = np.bincount(sequences.item[trained], minlength=items.height).astype(np.int64)
@@ -99,13 +109,14 @@ class OneSearch:
                 sequences, tokenizer.semantic_ids.codes[:, 0], tokenizer.semantic_ids.codebook_sizes[0], count_I,
                 config.behaviour.window,
             ),
-            encode=encode,
+            statistics=Statistics.of(sequences, config.behaviour), encode=encode, profiles=profiles,
         )  # fmt: skip
 
     @classmethod
     def assemble(
         cls, items: pl.DataFrame, tokenizer: Tokenizer, config: OneSearchConfig, *, words: tuple[str, ...],
-        queries: tuple[str, ...], count_I: NDArray[np.int64], defaults: DefaultSequences, encode: QueryEncoder | None = None,
+        queries: tuple[str, ...], count_I: NDArray[np.int64], defaults: DefaultSequences, statistics: Statistics,
+        encode: QueryEncoder | None = None, profiles: Profiles | None = None,
     ) -> OneSearch:  # fmt: skip
         """A model with fresh weights out of what `build` read from a log and a folder keeps of it."""
         encode = encode or item_encoder(tokenizer)
@@ -121,9 +132,10 @@ class OneSearch:
             )  # fmt: skip
             if config.start == "vectors":
                 _start(network, vocabulary, tokenizer, own, encode)
-        prompts = Prompts(vocabulary, own, Queries.of(queries, encode, vocabulary, config), config.behaviour)
+        known = Queries.of(queries, encode, vocabulary, config)
+        prompts = Prompts(vocabulary, own, known, config.behaviour, profiles or Profiles.of(None, ()))
         trie = Trie.build(own.codes_IL, own.sizes, own.count_I.astype(np.float64))
-        return cls(config, vocabulary, tokenizer, network.eval(), prompts, defaults, trie, encode)
+        return cls(config, vocabulary, tokenizer, network.eval(), prompts, defaults, statistics, trie, encode)
 
     @property
     def items(self) -> Items:
@@ -166,20 +178,26 @@ class OneSearch:
 
     # -- training
 
-    def fit_supervised(self, sequences: Sequences, *, quiet: bool = True) -> None:
-        """S1, S2 and S3; what has no steps is left out."""
-        stages = self.config.stages
+    def fit_supervised(self, sequences: Sequences, *, stages: Sequence[str] = STAGES, quiet: bool = True) -> None:
+        """S1, S2 and S3; what has no steps is left out.
+
+        Args:
+            stages: those to run, where the weights have been through the others: stages draw from generators of their own, so
+                that in parts it is the same training.
+        """
+        own = self.config.stages
         before: list[Task] = []
         plan: list[tuple[str, int, Callable[[], list[Task]]]] = [
-            ("S1", stages.s1_steps, lambda: alignment_tasks(self.prompts, self.vocabulary, sequences, self.config)),
-            ("S2", stages.s2_steps, lambda: cooccurrence_tasks(self.prompts, self.vocabulary, sequences, self.config)),
-            ("S3", stages.s3_steps, lambda: self._personal(sequences)),
+            ("S1", own.s1_steps, lambda: alignment_tasks(self.prompts, self.vocabulary, sequences, self.config)),
+            ("S2", own.s2_steps, lambda: cooccurrence_tasks(self.prompts, self.vocabulary, sequences, self.config)),
+            ("S3", own.s3_steps, lambda: self._personal(sequences)),
         ]
         for number, (name, n_steps, tasks_of) in enumerate(plan):
             if not n_steps:
                 continue
             tasks = tasks_of()
-            self.records[name] = self._fit(name, tasks, before, n_steps, number, quiet=quiet)
+            if name in stages:
+                self.records[name] = self._fit(name, tasks, before, n_steps, number, quiet=quiet)
             before += tasks
 
     def _personal(self, sequences: Sequences) -> list[Task]:
@@ -223,7 +241,7 @@ class OneSearch:
             )  # fmt: skip
             contexts = contexts.with_more(replace(contexts.take(at), target_C=item))
             feedback = feedback.with_more(later)
-        self.rewarder = RewardModel.build(self.config.reward, self.prompts, self.config.seed)
+        self.rewarder = RewardModel.build(self.config.reward, self.prompts, self.statistics, self.config.seed)
         negatives = Negatives(sequences, self.items, self.config.behaviour)
         self.records["reward"] = self.rewarder.fit(contexts, feedback, negatives, seed=self.config.seed, quiet=quiet)
 
@@ -242,17 +260,20 @@ class OneSearch:
             RankloomError: there is no reward model.
         """
         own = self.config.preference
-        rewarder = self._rewarder()
+        self._rewarder()
         contexts, feedback = self._feedback(sequences)
         negatives = Negatives(sequences, self.items, self.config.behaviour)
         reference, softmax = frozen(self.network), self._softmax()
         rng = np.random.default_rng([self.config.seed, 5])
-        if own.phase1_steps and own.contexts:
+        if own.phase1_steps and own.contexts + own.sampled:
             chosen = np.sort(rng.permutation(len(contexts))[: own.contexts])
             some, known = contexts.take(chosen), feedback.take(chosen)
-            lists = self.generated(some, self.prompts, longest=own.list_length, beam=own.beam, block=64)
-            reward = rewarder.rewards(some, lists.item_BK, trained=True)
-            pairs, self.shares = generated_pairs(lists.item_BK, reward, known, negatives, own.rejected)
+            if own.sampled:
+                more = sampled_contexts(sequences, own.sampled, self.config.behaviour, rng)
+                if self.config.behaviour.default_sequence:
+                    more = self.defaults.fill(more, self.prompts.queries, trained=False)
+                some, known = some.with_more(more), known.with_more(Feedback.unknown(more.query_C))
+            pairs = self._generated_pairs(some, known, negatives)
             self.records["phase 1"] = train_preferences(
                 self.network, reference, some, self.prompts, pairs, own, own.phase1_steps, seed=self.config.seed,
                 label="PARS phase 1", softmax=softmax, quiet=quiet,
@@ -263,6 +284,18 @@ class OneSearch:
                 self.network, reference, contexts, self.prompts, pairs, own, own.phase2_steps, seed=self.config.seed + 1,
                 label="PARS phase 2", softmax=softmax, quiet=quiet,
             )  # fmt: skip
+
+    def _generated_pairs(self, contexts: Contexts, feedback: Feedback, negatives: Negatives) -> Pairs:
+        """What the reward model re-orders in the generator's lists."""
+        own = self.config.preference
+        lists = self.generated(contexts, self.prompts, longest=own.list_length, beam=own.beam, block=64)
+        # the target of an unknown take is -1, which no item is: nothing is taken out of its counts
+        reward = self._rewarder().rewards(contexts, lists.item_BK, trained=True)
+        pairs, self.shares = generated_pairs(lists.item_BK, reward, feedback, negatives, own.rejected)
+        for nth in range(1, own.preferred):
+            more, _ = generated_pairs(lists.item_BK, reward, feedback, negatives, own.rejected, nth)
+            pairs = pairs.with_more(more)
+        return pairs
 
     def _rewarder(self) -> RewardModel:
         if self.rewarder is None:

@@ -50,6 +50,17 @@ class PairCounts:
         found = self.key_P[place] == key
         return np.where(found[..., None], self.count_P3[place], 0)
 
+    def category_of(self, query: Integers, category_I: Integers) -> Integers:
+        """Category of the most clicked item under each query (the first of equals), -1 where there is none."""
+        pair_query, pair_item = self.key_P // self.n_items, self.key_P % self.n_items
+        order = np.lexsort((np.arange(len(self.key_P)), -self.count_P3[:, 1], pair_query))
+        known, first = np.unique(pair_query[order], return_index=True)
+        if not len(known):
+            return np.full(len(query), -1, dtype=np.int64)
+        place = np.minimum(np.searchsorted(known, query), len(known) - 1)
+        best = category_I[pair_item[order[first[place]]]]
+        return np.where(known[place] == query, best, -1).astype(np.int64)
+
 
 @dataclass(frozen=True)
 class Feedback:
@@ -77,6 +88,12 @@ class Feedback:
             rows, sequences.user[rows].astype(np.int64), sequences.query[rows].astype(np.int64),
             sequences.item[rows].astype(np.int64), ordered, np.zeros(len(rows), dtype=np.bool_),
         )  # fmt: skip
+
+    @classmethod
+    def unknown(cls, query_C: Integers) -> Feedback:
+        """Of queries after which nobody looked what was taken."""
+        nothing, no = np.full(len(query_C), -1, dtype=np.int64), np.zeros(len(query_C), dtype=np.bool_)
+        return cls(nothing, nothing, query_C, nothing, no, no)
 
     def take(self, chosen: NDArray[Any]) -> Feedback:
         """Those of an index array."""
@@ -147,6 +164,21 @@ class Negatives:
             clicked=taken,
             shown=self._was_shown(feedback, item_CN),
             same_category=self.items.category_I[item_CN] == self.items.category_I[feedback.target_C][:, None],
+        )
+        return np.where(item_CN >= 0, calibrated(level, count[..., 0], count[..., 1], count[..., 2]), 0.0)
+
+    def rewards_of_queries(self, query_C: Integers, item_CN: NDArray[Any]) -> NDArray[np.float64]:
+        """(C, N) calibrated r(q, i) where no take is known: the level is the best that anybody gave the pair.
+
+        Of one category with the query is what has the category of the most clicked item under it.
+        """
+        count = self.counts.at(np.broadcast_to(query_C[:, None], item_CN.shape), item_CN)
+        level = levels(
+            ordered_in_search=count[..., 2] > 0,
+            ordered_in_feed=np.zeros(item_CN.shape, dtype=np.bool_),
+            clicked=count[..., 1] > 0,
+            shown=count[..., 0] > 0,
+            same_category=self.items.category_I[item_CN] == self.counts.category_of(query_C, self.items.category_I)[:, None],
         )
         return np.where(item_CN >= 0, calibrated(level, count[..., 0], count[..., 1], count[..., 2]), 0.0)
 

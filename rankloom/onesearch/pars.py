@@ -3,7 +3,8 @@
 Phase 1: the supervised model generates lists for training contexts, the reward model re-orders them, and **only contexts
 whose order changed** give a sample. Preferred is what was clicked where the list has it (and something was placed above it),
 else the best of what the reward model promoted; rejected is what the generator had placed above it and the reward model
-demoted. Phase 2: from raw feedback, what was taken (levels 1 to 3) against what was passed over, not shown, or of another
+demoted. Contexts are takes of the log, or (`sampled`) people at the end of their training period with a query of the log: what
+was generated for these the supervised model has not learned by heart. Phase 2: from raw feedback, what was taken (levels 1 to 3) against what was passed over, not shown, or of another
 category (levels 4 to 6). The reference of both is the supervised model; phase 2 continues the weights of phase 1.
 
 Weights of the pairs are made of the calibrated r(q, i) (training/feedback.py).
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -57,6 +58,12 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.win_C)
 
+    def with_more(self, more: Pairs, shift: int = 0) -> Pairs:
+        """These and then others, whose contexts are numbered from `shift` on."""
+        later = replace(more, context_C=more.context_C + shift)
+        names = self.__dataclass_fields__
+        return Pairs(*(np.concatenate([getattr(self, name), getattr(later, name)]) for name in names))
+
 
 @dataclass
 class Reordered:
@@ -75,13 +82,14 @@ class Reordered:
     changed_C: NDArray[np.bool_]
 
 
-def reorder(item_CK: NDArray[Any], reward_CK: NDArray[Any], target_C: Integers) -> Reordered:
+def reorder(item_CK: NDArray[Any], reward_CK: NDArray[Any], target_C: Integers, nth: int = 0) -> Reordered:
     """Which items of generated lists become preferred and rejected; see the module's docstring.
 
     Args:
         item_CK: generated items, best first, -1 for padding.
         reward_CK: R of each.
-        target_C: what was taken.
+        target_C: what was taken, -1 where that is not known.
+        nth: of the promoted items the one that comes n-th (0 is the best); what was clicked stands for the best alone.
     """
     real = item_CK >= 0
     reward = np.where(real, reward_CK, -np.inf)
@@ -91,30 +99,38 @@ def reorder(item_CK: NDArray[Any], reward_CK: NDArray[Any], target_C: Integers) 
     changed = ((place != before) & real).any(1)
     promoted, demoted = real & (place < before), real & (place > before)
     # of the promoted, the one that the reward model puts highest
-    best = np.where(promoted, place, np.iinfo(np.int64).max).argmin(1)
+    column = min(nth, item_CK.shape[1] - 1)
+    best = np.argsort(np.where(promoted, place, np.iinfo(np.int64).max), axis=1, kind="stable")[:, column]
     clicked = real & (item_CK == target_C[:, None])
     at_click = clicked.argmax(1)
-    win = np.where(clicked.any(1) & (at_click > 0), at_click, best)
+    by_click = clicked.any(1) & (at_click > 0)
+    win = np.where(by_click, at_click, best)
     above = demoted & (before < win[:, None]) & ~clicked
     # what was clicked is preferred whatever the reward model thinks of it: all that stood above it and was demoted
-    kept = changed & (clicked.any(1) | promoted.any(1)) & above.any(1)
+    enough = np.where(by_click, nth == 0, promoted.sum(1) > nth)
+    kept = changed & enough & above.any(1)
     return Reordered(kept, win.astype(np.int64), above, changed)
 
 
 def generated_pairs(
-    item_CK: NDArray[Any], reward_CK: NDArray[Any], feedback: Feedback, negatives: Negatives, n_rejected: int
+    item_CK: NDArray[Any], reward_CK: NDArray[Any], feedback: Feedback, negatives: Negatives, n_rejected: int, nth: int = 0
 ) -> tuple[Pairs, dict[str, float]]:
     """Phase 1's pairs, and the shares of contexts whose order changed and that gave one.
 
     Of more than `n_rejected` rejected items, those that the generator placed highest are taken.
+
+    Args:
+        nth: which of the promoted items is preferred (`reorder`).
     """
-    found = reorder(item_CK, reward_CK, feedback.target_C)
+    found = reorder(item_CK, reward_CK, feedback.target_C, nth)
     kept = np.flatnonzero(found.kept_C)
     column = np.argsort(~found.lose_CK[kept], axis=1, kind="stable")[:, :n_rejected]
     real = np.take_along_axis(found.lose_CK[kept], column, 1)
     lose = np.where(real, np.take_along_axis(item_CK[kept].astype(np.int64), column, 1), -1)
     win = item_CK[kept, found.win_C[kept]].astype(np.int64)
-    reward = negatives.rewards(feedback.take(kept), np.concatenate([win[:, None], lose], axis=1))
+    own, item = feedback.take(kept), np.concatenate([win[:, None], lose], axis=1)
+    unknown = negatives.rewards_of_queries(own.query_C, item)
+    reward = np.where((own.target_C >= 0)[:, None], negatives.rewards(own, item), unknown)
     shares = {"changed": float(found.changed_C.mean()), "kept": float(found.kept_C.mean())} if len(item_CK) else {}
     return Pairs(kept, win, lose, reward[:, 0], reward[:, 1:]), shares
 

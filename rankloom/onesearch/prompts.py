@@ -1,11 +1,10 @@
 """The prompt: what the network reads of a person, a query and a past.
 
-    [task] query, its ID, user ID (short and long), recent queries, recent items, {soft tokens of the long history}
+    [task] query, its ID, profile, user ID (short and long), recent queries, recent items, {soft tokens of the long history}
 
 `compact` gives every query one place for its words (their mean) and every ID of the past one place (the sum of its codes);
 the current query's ID always has one place a code. `tokens` gives every token a place, as the paper's prompt does. Soft
-tokens come from the network itself (models/qformer.py). Profiles (age and gender as text) are left out: no log here has
-them.
+tokens come from the network itself (models/qformer.py). The profile (`18-23 male`) stands there where a person has one.
 
 Shapes: B contexts, P places, N tokens of a place, L levels, S behaviours, H long history, W window.
 """
@@ -22,10 +21,11 @@ from rankloom.models.behaviour_uid import behaviour_codes, centroid_codes, hashe
 from rankloom.models.encoder_decoder import LongHistory, Part, Prompt
 from rankloom.onesearch.contexts import Contexts
 from rankloom.onesearch.corpus import N_RESIDUAL, Items, Queries
+from rankloom.onesearch.profiles import Profiles
 from rankloom.onesearch.settings import BehaviourConfig
 from rankloom.onesearch.vocabulary import Tokens, Vocabulary
 
-KINDS: Final = ("task", "words", "sid", "uid-short", "uid-long", "recent-words", "recent-sid", "item")
+KINDS: Final = ("task", "words", "sid", "uid-short", "uid-long", "recent-words", "recent-sid", "item", "profile")
 """Kinds of parts; the soft tokens are one more."""
 
 
@@ -34,10 +34,15 @@ class Prompts:
 
     Args:
         queries: the table that `Contexts.query_C` and `recent_CW` number.
+        profiles: what people say of themselves; where nobody has one, the prompt has no place for it.
     """
 
-    def __init__(self, vocabulary: Vocabulary, items: Items, queries: Queries, config: BehaviourConfig) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, items: Items, queries: Queries, config: BehaviourConfig, profiles: Profiles
+    ) -> None:
         self.vocabulary, self.items, self.queries, self.config = vocabulary, items, queries, config
+        self.profiles = profiles
+        self.profile_UT = profiles.tokens(vocabulary, config.profile_words)
         self.item_token_IL = np.concatenate(
             [vocabulary.code_tokens(items.codes_IL), np.zeros((1, len(items.sizes)), np.int64)]
         )
@@ -49,7 +54,7 @@ class Prompts:
 
     def with_queries(self, queries: Queries) -> Prompts:
         """The same over another table of queries."""
-        return Prompts(self.vocabulary, self.items, queries, self.config)
+        return Prompts(self.vocabulary, self.items, queries, self.config, self.profiles)
 
     def text(self, task: str, token_BT: Tokens) -> Prompt:
         """A text to be read for a task."""
@@ -71,6 +76,8 @@ class Prompts:
             self._words("words", self.query_word_QT[own.query_C][:, None]),
             _part("sid", self.query_token_QL[own.query_C][:, :, None]),
         ]
+        if len(self.profiles):
+            parts.append(self._words("profile", self.profile_tokens(own)[:, None]))
         if config.uid != "none":
             codes = self.uid_codes(own) if uid_B2L is None else uid_B2L
             tokens = self.vocabulary.code_tokens(codes)
@@ -82,6 +89,10 @@ class Prompts:
                 self._id("item", self.item_token_IL[own.short(config.window)]),
             ]
         return Prompt(parts, self.long(own) if config.long else None)
+
+    def profile_tokens(self, own: Contexts) -> Tokens:
+        """(B, T) tokens of the persons' profiles, PAD for who has none."""
+        return self.profile_UT[self.profiles.places(own.user_ids)]
 
     def uid_codes(self, own: Contexts) -> Tokens:
         """(B, 2, L) codes of the short and the long user ID."""

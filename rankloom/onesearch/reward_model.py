@@ -5,31 +5,39 @@ same category (level 2, the paper's extra positives), against what was shown and
 any others. Where a log has no impressions, the last two stand for what was not taken, and CTR, CVR and CTCVR learn from the
 same takes.
 
+Beside what the paper names (query, behaviour, profile, item) it reads BM25 and where the words stand (lexical.py) and how often
+the candidate went with the last item, the history and the query (statistics.py); `evidence: false` leaves these out.
+
 Shapes: B contexts, M candidates, H searched-out history, A width of vectors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 
 from rankloom.models.behaviour_uid import recency_weights
 from rankloom.models.reward_towers import RewardInput, RewardTowers, joined_reward, tower_loss
 from rankloom.onesearch.contexts import Contexts
 from rankloom.onesearch.corpus import Integers, Items, Queries, agreement
 from rankloom.onesearch.fitting import Record, fit
+from rankloom.onesearch.lexical import EVIDENCE, Lexical
 from rankloom.onesearch.negatives import Feedback, Negatives
 from rankloom.onesearch.prompts import Prompts
 from rankloom.onesearch.settings import RewardConfig
+from rankloom.onesearch.statistics import Statistics
 
-_COUNT_SCALE = 5.0
+_COUNT_SCALE: Final = 5.0
+SCALARS: Final = (
+    "cosine to the query", "words", *EVIDENCE, "cosine to the history", "cosine to the last", "popularity", "category share",
+    "after the last", "with the history", "clicks of the query",
+)  # fmt: skip
 
 
 @dataclass
@@ -38,17 +46,27 @@ class RewardModel:
 
     Attributes:
         prompts: for its items, its queries and the search of histories.
+        statistics: counts of the training period.
+        lexical: the catalogue's words.
     """
 
     config: RewardConfig
     towers: RewardTowers
     prompts: Prompts
+    statistics: Statistics
+    lexical: Lexical
 
     @classmethod
-    def build(cls, config: RewardConfig, prompts: Prompts, seed: int) -> RewardModel:
+    def build(cls, config: RewardConfig, prompts: Prompts, statistics: Statistics, seed: int) -> RewardModel:
+        """Untrained towers."""
+        items = prompts.items
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(config, RewardTowers(config.towers, prompts.items.vector_IA.shape[1]).eval(), prompts)
+            towers = RewardTowers(
+                config.towers, items.vector_IA.shape[1], n_scalars=len(SCALARS),
+                n_tokens=prompts.vocabulary.n_tokens if len(prompts.profiles) else 0,
+            )  # fmt: skip
+        return cls(config, towers.eval(), prompts, statistics, Lexical.of(items.titles, items.brands, items.categories))
 
     @property
     def items(self) -> Items:
@@ -56,7 +74,7 @@ class RewardModel:
 
     def with_queries(self, prompts: Prompts) -> RewardModel:
         """The same over another table of queries."""
-        return RewardModel(self.config, self.towers, prompts)
+        return replace(self, prompts=prompts)
 
     def inputs(self, own: Contexts, item_BM: NDArray[Any], *, trained: bool = False) -> tuple[RewardInput, NDArray[np.float32]]:
         """Features, and (B, M) relevance by words.
@@ -79,36 +97,50 @@ class RewardModel:
         query_BA = np.where((own.query_C >= 0)[:, None], queries.vector_QA[own.query_C], 0.0).astype(np.float32)
         item_BMA = items.vector_IA[item_BM]
         last_BA = vector_BHA[:, -1]
-        relevance = self.relevance(own, item_BM)
+        target_B = own.target_C if trained else None
+        words_BM, evidence_BMF = self._words(own, item_BM)
         count = items.count_I[item_BM].astype(np.float32)
         if trained:
             count = count - (item_BM == own.target_C[:, None])
         same = (items.category_I[item_BM][:, :, None] == items.category_I[history][:, None]) & real[:, None]
+        numbers = self.statistics
+        counted = [
+            numbers.after_last(history, item_BM, target_B),
+            numbers.with_history(history, item_BM, target_B),
+            numbers.clicks(own.query_C, item_BM, target_B),
+        ]
+        if not self.config.evidence:
+            evidence_BMF, counted = np.zeros_like(evidence_BMF), [np.zeros_like(part) for part in counted]
         scalar = np.stack(
             [
                 np.einsum("bma,ba->bm", item_BMA, query_BA),
+                words_BM,
+                *np.moveaxis(evidence_BMF, 2, 0),
                 np.einsum("bma,ba->bm", item_BMA, user_BA),
                 np.einsum("bma,ba->bm", item_BMA, last_BA),
-                relevance,
                 np.log1p(np.maximum(count, 0)) / _COUNT_SCALE,
                 same.sum(2) / np.maximum(real.sum(1), 1)[:, None],
+                *(np.log1p(part) for part in counted),
             ],
             axis=2,
         ).astype(np.float32)
         tensors = (torch.from_numpy(np.ascontiguousarray(part)) for part in (query_BA, user_BA, searched_BHA, kept, item_BMA, scalar))
-        return RewardInput(*tensors), relevance
+        features = RewardInput(*tensors)
+        if len(self.prompts.profiles):
+            features.profile_BT = torch.from_numpy(self.prompts.profile_tokens(own))
+        return features, words_BM
 
-    def relevance(self, own: Contexts, item_BM: NDArray[Any]) -> NDArray[np.float32]:
-        """(B, M) word agreement of each context's query and its candidates."""
+    def _words(self, own: Contexts, item_BM: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(B, M) word agreement and (B, M, 4) evidence of each context's query and its candidates."""
         asked, place = np.unique(np.maximum(own.query_C, 0), return_inverse=True)
+        place = place.reshape(-1)
         queries = self.prompts.queries
-        few = Queries(
-            tuple(queries.texts[number] for number in asked), queries.codes_QL[asked], queries.vector_QA[asked], queries.word_QT[asked]
-        )
-        table: sparse.csr_matrix = agreement(self.items, few)
-        dense = table.toarray()
-        share: NDArray[np.float32] = dense[place.reshape(-1, 1), item_BM] * (own.query_C >= 0)[:, None]
-        return share.astype(np.float32)
+        texts = tuple(queries.texts[number] for number in asked)
+        few = Queries(texts, queries.codes_QL[asked], queries.vector_QA[asked], queries.word_QT[asked])
+        has_query = own.query_C >= 0
+        share = agreement(self.items, few).toarray()[place[:, None], item_BM] * has_query[:, None]
+        evidence = self.lexical.evidence(texts)[place[:, None], item_BM] * has_query[:, None, None]
+        return share.astype(np.float32), evidence.astype(np.float32)
 
     # -- training
 
@@ -152,9 +184,9 @@ class RewardModel:
             for begin in range(0, len(own), block):
                 part = slice(begin, begin + block)
                 item = item_BM[part]
-                features, relevance = self.inputs(own.take(part), np.maximum(item, 0), trained=trained)
+                features, words_BM = self.inputs(own.take(part), np.maximum(item, 0), trained=trained)
                 reward = joined_reward(
-                    self.towers(features), torch.from_numpy(relevance), self.config.weights, self.config.relevance_times
+                    self.towers(features), torch.from_numpy(words_BM), self.config.weights, self.config.relevance_times
                 )
                 out[part] = np.where(item >= 0, reward.numpy(), -np.inf)
         return out

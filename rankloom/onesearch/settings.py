@@ -34,6 +34,9 @@ class BehaviourConfig(Section):
     """Every take of a person is a sample, or only the newest."""
     default_sequence: bool = True
     """Who has no history is given what is most clicked for the query."""
+    profile: tuple[str, ...] = ("age", "gender")
+    """Columns of the table of people that the prompt reads as a text; () leaves profiles out."""
+    profile_words: int = Field(default=6, ge=1)
     layout: Literal["compact", "tokens"] = "compact"
     """One place an item, query and ID, or (the paper) one place a token."""
 
@@ -75,15 +78,23 @@ class RewardConfig(Section):
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     """lambda_1 .. lambda_4 of CTR, CVR, CTCVR and relevance; the paper does not give them."""
     relevance_times: float = Field(default=10.0, ge=0)
+    evidence: bool = True
+    """BM25, where the words stand, and counts of pairs are read beside vectors."""
 
 
 class PreferenceConfig(Section):
     """List-wise preference training (section on PARS)."""
 
     enabled: bool = True
-    loss: PreferenceLoss = PreferenceLoss()
-    contexts: int = Field(default=4000, ge=0)
+    loss: PreferenceLoss = PreferenceLoss(beta=1.0, anchor=1.0)
+    """With DPO's usual beta of .1 eight rejected items are even with the preferred one only ten nats below it: the generator is
+    bent until they are (docs/experiments.md)."""
+    contexts: int = Field(default=2000, ge=0)
     """Training contexts that phase 1 generates for."""
+    sampled: int = Field(default=2000, ge=0)
+    """Others: people at the end of the training period with a query of the log, after which nothing was taken."""
+    preferred: int = Field(default=1, ge=1)
+    """Promoted items of a list that are preferred, a sample each."""
     beam: int = Field(default=48, ge=2)
     list_length: int = Field(default=24, ge=2)
     """Generated items that the reward model re-orders."""

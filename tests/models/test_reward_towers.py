@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rankloom.models.reward_towers import N_SCALARS, RewardInput, RewardTowers, TowerConfig, joined_reward, tower_loss
+from rankloom.models.reward_towers import RewardInput, RewardTowers, TowerConfig, joined_reward, tower_loss
+
+N_SCALARS = 6
 
 
 def given(batch: int = 2, n: int = 4, length: int = 3, width: int = 5) -> RewardInput:
@@ -19,7 +21,7 @@ def given(batch: int = 2, n: int = 4, length: int = 3, width: int = 5) -> Reward
 
 def towers() -> RewardTowers:
     torch.manual_seed(1)
-    return RewardTowers(TowerConfig(width=4, hidden=8), 5).eval()
+    return RewardTowers(TowerConfig(width=4, hidden=8), 5, n_scalars=N_SCALARS, n_tokens=9).eval()
 
 
 def test_a_candidate_is_judged_alone() -> None:
@@ -43,6 +45,20 @@ def test_padding_of_the_history_is_not_read_and_no_history_is_no_error() -> None
         data.history_BHA[1] += 7
         assert torch.allclose(own(data), before)
     assert torch.isfinite(before).all()
+
+
+def test_a_profile_changes_who_is_asked_and_padding_does_not() -> None:
+    own, data = towers(), given()
+    data.profile_BT = torch.tensor([[3, 4, 0], [0, 0, 0]])
+    with torch.no_grad():
+        before = own(data)
+        data.profile_BT = torch.tensor([[3, 4], [5, 0]])
+        after = own(data)
+        data.profile_BT = None
+        nobody = own(data)
+    assert torch.allclose(before[0], after[0], atol=1e-6)
+    assert not torch.allclose(before[1], after[1])
+    assert torch.allclose(before[1], nobody[1], atol=1e-6)
 
 
 def test_reward_by_hand_with_relevance_ten_times() -> None:

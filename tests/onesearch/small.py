@@ -83,7 +83,7 @@ def settings(**changes: Any) -> OneSearchConfig:
         "stages": {"s1_steps": 4, "s2_steps": 4, "s3_steps": 12, "batch_size": 16},
         "reward": {"steps": 10, "batch_size": 16, "n_same": 3, "n_random": 3, "towers": {"width": 4, "hidden": 8}},
         "preference": {
-            "contexts": 40, "beam": 8, "list_length": 8, "rejected": 3, "phase1_steps": 3, "phase2_steps": 3, "batch_size": 8,
+            "contexts": 40, "sampled": 20, "beam": 8, "list_length": 8, "rejected": 3, "phase1_steps": 3, "phase2_steps": 3, "batch_size": 8,
         },
         "beam": 40,
     }  # fmt: skip

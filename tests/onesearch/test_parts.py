@@ -11,7 +11,14 @@ import torch
 from rankloom.data.schema import KIND_CODE
 from rankloom.data.sequences import TRAIN, Sequences
 from rankloom.models.encoder_decoder import EOS, PAD
-from rankloom.onesearch.contexts import DefaultSequences, contexts_of, feed_orders, numbered, training_contexts
+from rankloom.onesearch.contexts import (
+    DefaultSequences,
+    contexts_of,
+    feed_orders,
+    numbered,
+    sampled_contexts,
+    training_contexts,
+)
 from rankloom.onesearch.corpus import agreement
 from rankloom.onesearch.negatives import Feedback, Negatives, PairCounts
 from rankloom.onesearch.pars import feedback_pairs, generated_pairs, reorder
@@ -221,6 +228,43 @@ def test_only_lists_whose_order_changed_give_a_pair() -> None:
     assert found.kept_C.tolist() == [False, True, True, True]
     assert item[np.arange(1, 4), found.win_C[1:]].tolist() == [12, 12, 12]
     assert [item[row][found.lose_CK[row]].tolist() for row in (1, 2, 3)] == [[10, 11], [10], [11]]
+
+
+def test_the_second_best_promoted_is_a_sample_of_its_own_where_nothing_was_clicked() -> None:
+    item = np.array([[10, 11, 12, 13], [10, 11, 12, 13], [10, 11, 12, 13]])
+    reward = np.array([[1.0, 2, 4, 3], [1.0, 2, 4, 3], [1.0, 4, 3, 2]])
+    found = reorder(item, reward, np.array([-1, 13, -1]), nth=1)
+    # the second promoted above which 10 and 11 fell; a click stands for the best alone; second of three promoted
+    assert found.kept_C.tolist() == [True, False, True]
+    assert item[[0, 2], found.win_C[[0, 2]]].tolist() == [13, 12]
+    assert [item[row][found.lose_CK[row]].tolist() for row in (0, 2)] == [[10, 11], [10]]
+    assert not reorder(item, reward, np.array([-1, -1, -1]), nth=3).kept_C.any()
+
+
+def test_sampled_contexts_are_people_at_the_end_of_their_training_period() -> None:
+    own = log()
+    found = sampled_contexts(own, 60, ORDERS, np.random.default_rng(0))
+    assert len(found) == 60
+    assert (found.target_C == -1).all()
+    assert set(found.query_C.tolist()) == {0, 1, 2, 3}
+    for user, history in zip(found.user_ids, found.history_CH, strict=True):
+        who = int(str(user)[1:])
+        rows = np.arange(own.offsets[who], own.offsets[who + 1])
+        assert history[history >= 0].tolist() == own.item[rows[own.stage[rows] == TRAIN]][-6:].tolist()
+    nobody = replace(own, query=np.full_like(own.query, -1))
+    assert len(sampled_contexts(nobody, 5, ORDERS, np.random.default_rng(0))) == 0
+
+
+def test_where_no_take_is_known_the_level_is_what_the_log_says_of_the_pair() -> None:
+    own = two_people(["purchase", "click", "purchase", "purchase", "purchase", "purchase"])
+    model = built()
+    drawn = Negatives(own, model.items, BehaviourConfig())
+    same, other = 5, 40  # another dress, a drill
+    reward = drawn.rewards_of_queries(np.array([0, 3]), np.array([[0, 1, same, other, -1], [0, 1, same, other, -1]]))
+    assert reward[0, 0] > 1.5 * reward[0, 1] > 1.5 * reward[0, 2] > 0
+    assert reward[0, 2:] == pytest.approx([0.1, 0, 0])
+    # nobody asked this query
+    assert (reward[1] == 0).all()
 
 
 def test_pairs_of_both_phases() -> None:

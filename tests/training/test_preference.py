@@ -90,3 +90,23 @@ def test_padding_counts_for_nothing() -> None:
     assert float(preference_loss(config, two)) == pytest.approx(float(preference_loss(config, given(-2.0, [-1.0]))))
     two.real_BN[:] = False
     assert float(preference_loss(config, two)) == 0.0
+
+
+def test_codes_that_both_ids_share_get_no_gradient() -> None:
+    """What RAD-DPO detaches cancels in a difference of two log-probabilities; nothing has to be detached here."""
+    shared, win, lose = (torch.tensor([value], requires_grad=True) for value in (-1.0, -2.0, -0.5))
+    own = given(0.0, [0.0, 0.0])
+    own.win_B, own.lose_BN = shared + win, torch.stack([shared + lose, shared + 3 * lose], dim=1)
+    preference_loss(PreferenceLoss(anchor=0.0, beta=0.7), own).backward()
+    assert shared.grad is not None
+    assert win.grad is not None
+    assert float(shared.grad) == pytest.approx(0.0, abs=1e-6)
+    assert float(win.grad) < -0.05
+
+
+@pytest.mark.parametrize(("beta", "nats"), [(0.1, 9.6), (1.0, 0.96), (2.0, 0.48)])
+def test_beta_says_how_far_apart_a_pair_is_pushed(beta: float, nats: float) -> None:
+    """With 8 rejected and the adaptive weight of 2.17 the list is even (loss log 2) only log(8) / (2.17 beta) nats apart."""
+    config = PreferenceLoss(beta=beta, anchor=0.0)
+    own = given(nats, [0.0] * 8, reward=(0.9, [0.1]))
+    assert float(preference_loss(config, own)) == pytest.approx(math.log(2), abs=0.02)
