@@ -377,9 +377,13 @@ class DecodingConfig(Section):
     lift: float | None = Field(default=None, ge=0, le=2)
     """Strength of the shift from the training period's exposure to that of the moment (decoding/exposure.py); None is
     chosen on validation. Only where log and catalogue say how old items are (`model.item_age`)."""
-    engine: Literal["auto", "eager", "compiled"] = "auto"
+    engine: Literal["auto", "eager", "compiled", "graph"] = "auto"
     """How requests are computed: `compiled` by kernels, which need `pip install "rankloom[compiled]"`; `eager` by plain torch
-    and NumPy; `auto` compiled where numba is installed. The answers are the same."""
+    and NumPy; `graph` by one captured CUDA graph; `auto` graph where the model sits on a CUDA device, compiled where numba is
+    installed. The answers are the same."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the blocks and heads in the graph engine; the other engines know fp32 alone. In bf16 items of nearly equal
+    probability may change places."""
 
 
 class EvaluationConfig(Section):

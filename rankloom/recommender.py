@@ -27,6 +27,7 @@ from torch import Tensor
 from rankloom.browsing import SORTED_FROM, matching, sort_values
 from rankloom.browsing import facets as facets_of
 from rankloom.building import created_seconds, watched
+from rankloom.compiling import no_cuda, use_graph
 from rankloom.config import Config
 from rankloom.data import schema
 from rankloom.data.filters import parse_filter
@@ -114,6 +115,11 @@ class Rankloom:
         self.tokenizer = tokenizer
         self.model = model.eval()
         self.model.engine = config.decoding.engine
+        self.model.graph_dtype = torch.bfloat16 if config.decoding.precision == "bf16" else torch.float32
+        if config.decoding.engine == "graph":
+            if not torch.cuda.is_available():
+                raise no_cuda("the graph engine needs a CUDA device, and torch finds none")
+            self.model.to("cuda")
         self.items = items
         self.weights = weights or Weights()
         self.generator_weights = generator_weights or replace(self.weights, mix=1.0, refine=0.0)
@@ -157,6 +163,21 @@ class Rankloom:
         """
         self.model_version = save(self, path, overwrite=overwrite, extra=extra or {})
         return self.model_version
+
+    def to(self, device: torch.device | str) -> Rankloom:
+        """Moves the network to a device; catalogue, filters and memory stay on the CPU. On CUDA `decoding.engine: auto` is the
+        graph engine. Returns itself.
+
+        Raises:
+            RankloomError: CUDA is asked for and torch finds none, or `decoding.engine: graph` and another device.
+        """
+        kind = torch.device(device).type
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise no_cuda(f"no CUDA device for {device}")
+        use_graph(self.config.decoding.engine, kind)
+        self.model.to(device)
+        self.model.items.tabulate()
+        return self
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -529,7 +550,7 @@ class Rankloom:
         )
         select = None
         if self.config.selection.enabled:
-            select = self.model.select_scores(self.model.user(prefix), candidates.item_BC, when).float()
+            select = self._select(self.model.user(prefix), candidates.item_BC, when)
         now = None
         if self._lifts is not None and when is not None:
             now = self._lifts.log_now(when, candidates.item_BC)
@@ -542,6 +563,14 @@ class Rankloom:
             given.query = query
         refiner = self.refiner if matches is None else self.search_choices.refiner
         return _Generated(refiner, beams, candidates, select, guide, now, query, given)
+
+    def _select(self, user_BD: Tensor, item_BC: Tensor, when: Tensor | None) -> Tensor:
+        """(B, C) the selection head's scores; it works where the model is, everything around it on the CPU."""
+        device = self.model.device
+        if device.type == "cpu":
+            return self.model.select_scores(user_BD, item_BC, when).float()
+        when = None if when is None else when.to(device)
+        return self.model.select_scores(user_BD, item_BC.to(device), when).float().cpu()
 
     def _scores(self, generated: _Generated, weights: Weights) -> Tensor:
         """(B, C) final scores of the generated items."""
@@ -566,7 +595,7 @@ class Rankloom:
             own, whole = guide.items(candidates.item_BC)
             memory, told = own / whole.clamp_min(1e-300), whole[:, 0]
         if self.model.age is not None and when is not None:
-            age = (when[:, None] - self.model.items.created_I[candidates.item_BC.clamp_min(0)]) / 86_400
+            age = (when[:, None] - self.model.items.created_I.cpu()[candidates.item_BC.clamp_min(0)]) / 86_400
         everything = torch.ones(len(table.item), dtype=torch.bool)
         searches = torch.zeros(len(stop), dtype=torch.bool)
         if surface is not None:
@@ -675,15 +704,16 @@ class Rankloom:
             self._lifts = LiftTables(
                 self.exposure,
                 self._index,
-                created_I=self.model.items.created_I,
+                created_I=self.model.items.created_I.cpu(),
                 kind_I=watched(self.items),
                 count_I=torch.from_numpy(ids.prior),
             )
+        tokens = self.model.items.attributes_IF
         self._facts = ItemFacts(
             count_I=torch.from_numpy(ids.prior),
             watched_I=watched(self.items),
             unit_ID=torch.nn.functional.normalize(torch.from_numpy(self.tokenizer.aligned).float(), dim=1),
-            tokens_IA=self.model.items.attributes_IF,
+            tokens_IA=None if tokens is None else tokens.cpu(),
             group_IG=item_groups(self.items, ids.codes),
             size_I2=item_sizes(self.items),
         )

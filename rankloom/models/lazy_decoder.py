@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rankloom.compiling import Engine, use_compiled
+from rankloom.compiling import Engine, use_compiled, use_graph
 from rankloom.config import Config, ModelConfig
 from rankloom.data.schema import SURFACES
 from rankloom.models.age import AgeHead, age_bucket
 from rankloom.models.context import ContextBatch, ContextKV, ContextProcessor, visibility
 from rankloom.models.folded import LIMIT, FoldedDecoder
+from rankloom.models.graph_decoder import GraphDecoder, Question
 from rankloom.models.items import ItemEncoder
 from rankloom.models.layers import (
     GatedFFN,
@@ -107,6 +108,9 @@ class LazyDecoder(nn.Module):
         self.engine: Engine = "auto"
         self._folded: FoldedDecoder | None = None
         self._compiled: CompiledDecoder | None = None
+        # what decoding/graph_engine.py has captured of this model
+        self.searches: Any = None
+        self.graph_dtype = torch.float32
         self._init_weights()
 
     @classmethod
@@ -248,7 +252,26 @@ class LazyDecoder(nn.Module):
     # -- decoding: the context once, then code by code -------------------------------------------------------------
 
     def prefill(self, batch: ContextBatch, surface_B: Tensor | None = None) -> Prefix:
-        """Computes the context of B requests; the one target of each comes right after its history."""
+        """Computes the context of B requests; the one target of each comes right after its history. The graph engine leaves it to
+        the search."""
+        if surface_B is None:
+            surface_B = torch.zeros(batch.batch_size, dtype=torch.long, device=batch.item_BT.device)
+        if not self._plainly() and use_graph(self.engine, self.device.type):
+            return Prefix(lambda: self._plain(batch.to(self.device)), surface_B, question=Question(batch, surface_B))
+        if batch.item_BT.device != self.device:
+            batch, surface_B = batch.to(self.device), surface_B.to(self.device)
+        return self._prefill(batch, surface_B)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.bos.device
+
+    def graph_decoder(self) -> GraphDecoder:
+        """What a captured graph runs of this model (decoding/graph_engine.py), in `graph_dtype`."""
+        return GraphDecoder(self, self.graph_dtype)
+
+    def _prefill(self, batch: ContextBatch, surface_B: Tensor) -> Prefix:
         compiled = self._kernels()
         if compiled is not None and compiled.serves(batch):
             context = compiled.context(self, batch, surface_B)
@@ -256,11 +279,18 @@ class LazyDecoder(nn.Module):
             shown = context.surface_B
             return Prefix(lambda: self._plain(batch), shown, pool_BD, None, self._folded, None, compiled.steps(context))
         vectors = self.items(batch.item_BT)
-        if surface_B is None:
-            surface_B = torch.zeros(batch.batch_size, dtype=torch.long, device=batch.item_BT.device)
         pool = self._pool(batch, vectors, batch.length_B[:, None], last=not torch.is_grad_enabled())
         made = self._plain(batch, vectors)
         return Prefix(lambda: made, surface_B, None if pool is None else pool[:, 0], decoder=self._inference())
+
+    def _told(self, prefix: Prefix) -> Prefix:
+        """The prefix, or where a graph was to compute it, the same requests computed here."""
+        if prefix.question is None:
+            return prefix
+        if prefix.eager is None:
+            asked = prefix.question
+            prefix.eager = self._prefill(asked.batch.to(self.device), asked.surface_B.to(self.device))
+        return prefix.eager
 
     def _plain(self, batch: ContextBatch, vectors: Tensor | None = None) -> tuple[ContextKV, Tensor, Tensor]:
         """Keys and values of the context, recency ranks, and what the target after the history sees."""
@@ -269,7 +299,7 @@ class LazyDecoder(nn.Module):
 
     def steps(self, prefix: Prefix) -> CompiledSteps | None:
         """The search that the kernels do; None where they do not."""
-        return None if torch.is_grad_enabled() else prefix.compiled
+        return None if torch.is_grad_enabled() else self._told(prefix).compiled
 
     def step(
         self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: Any
@@ -278,6 +308,7 @@ class LazyDecoder(nn.Module):
 
         At level 0 there is one beam and `codes_BW` is None; later `codes_BW` holds the codes chosen at `level - 1`.
         """
+        prefix = self._told(prefix)
         steps = self.steps(prefix)
         if steps is not None:
             logits, cache = steps.step(level, None if codes_BW is None else codes_BW.numpy(), cache)
@@ -292,6 +323,9 @@ class LazyDecoder(nn.Module):
 
     def user(self, prefix: Prefix) -> Tensor:
         """(B, D_item) selection query of each request."""
+        if prefix.user_BD is not None and not torch.is_grad_enabled():
+            return prefix.user_BD
+        prefix = self._told(prefix)
         steps = self.steps(prefix)
         if steps is not None:
             return steps.user()
@@ -345,19 +379,19 @@ class LazyDecoder(nn.Module):
         return torch.is_grad_enabled() or self.training or torch.is_autocast_enabled(self.bos.device.type)
 
     def train(self, mode: bool = True) -> Self:
-        self._folded = self._compiled = None
+        self._folded = self._compiled = self.searches = None
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has weights of its own, or is about to: it folds them itself."""
-        return {**vars(self), "_folded": None, "_compiled": None}
+        return {**vars(self), "_folded": None, "_compiled": None, "searches": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._folded = self._compiled = None
+        self._folded = self._compiled = self.searches = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        self._folded = self._compiled = None
+        self._folded = self._compiled = self.searches = None
         return super().load_state_dict(state_dict, strict, assign)
 
     def _advance(
@@ -409,6 +443,7 @@ class LazyDecoder(nn.Module):
 
         Teacher forced, without the suffix cache: the slow twin of decoding.
         """
+        prefix = self._told(prefix)
         batch, n_sids = prefix.batch_size, len(codes_NQ)
         surface = prefix.surface_B[:, None].expand(batch, n_sids).reshape(-1)
         codes = codes_NQ[None].expand(batch, -1, -1).reshape(batch * n_sids, -1)

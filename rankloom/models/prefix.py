@@ -17,6 +17,7 @@ from rankloom.models.folded import FoldedContext, FoldedDecoder
 
 if TYPE_CHECKING:
     from rankloom.models.compiled import CompiledSteps
+    from rankloom.models.graph_decoder import Question
 
 
 @dataclass
@@ -29,6 +30,9 @@ class Prefix:
         decoder: the folded blocks that continue it, where no gradient is asked for; None leaves it to the plain ones.
         folded: the context as folded blocks read it.
         compiled: the kernels that continue it instead, with the context as they read it.
+        question: the batch itself, where a captured graph is to compute all of it with the search.
+        user_BD: selection queries, where the graph has told them.
+        eager: the same requests as plain or folded blocks read them, once somebody asked for a step beside the graph.
     """
 
     plain: Callable[[], tuple[ContextKV, Tensor, Tensor]]
@@ -38,6 +42,9 @@ class Prefix:
     decoder: FoldedDecoder | None = None
     folded: FoldedContext | None = None
     compiled: CompiledSteps | None = None
+    question: Question | None = None
+    user_BD: Tensor | None = None
+    eager: Prefix | None = None
 
     @cached_property
     def _context(self) -> tuple[ContextKV, Tensor, Tensor]:
