@@ -87,8 +87,8 @@ def buffers(shape: Shape, n_levels: int, device: torch.device) -> Buffers:
     """The parts of a bucket."""
     batch, whole = shape.batch, torch.int64
     history = (batch, shape.places)
-    parts: dict[str, tuple[tuple[int, ...], torch.dtype]] = {name: (history, whole) for name in ("item_BT", *_EVENTS)}
-    parts |= {name: ((batch,), whole) for name in ("length_B", "surface_B", "beam_B", "slot_B", "moment_B")}
+    parts: dict[str, tuple[tuple[int, ...], torch.dtype]] = dict.fromkeys(("item_BT", *_EVENTS), (history, whole))
+    parts |= dict.fromkeys(("length_B", "surface_B", "beam_B", "slot_B", "moment_B"), ((batch,), whole))
     if shape.queries:
         parts["query_BQD"] = ((batch, shape.queries, shape.text), torch.float32)
         parts["query_from_BQ"] = ((batch, shape.queries), whole)

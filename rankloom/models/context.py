@@ -138,7 +138,7 @@ class ContextProcessor(nn.Module):
         visible_from += further_from
         elements = self.dropout(torch.cat(parts, dim=1))
         is_history = torch.zeros(elements.shape[:2], dtype=torch.bool, device=device)
-        is_history[:, 1 : places + 1] = True
+        is_history[:, 1 : places + 1].fill_(True)
         keys, values = [], []
         chunks = elements.chunk(self.config.l_kv * self.config.s_kv, dim=-1)
         for layer in range(self.config.l_kv):

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,6 +17,11 @@ SHAPES: Final = {"nonzero", "nonzero_numpy", "masked_select", "_unique2", "uniqu
 """Give a shape that depends on values."""
 CONSTANTS: Final = {"lift", "lift_fresh", "lift_fresh_copy"}
 """Make a tensor of numbers on the host, which would be copied in every run."""
+
+
+def without_data(mode: FakeTensorMode, given: Tensor) -> Tensor:
+    """A tensor of that shape on a device that is not the CPU, and without data: `meta`, which every torch has."""
+    return FakeTensor(mode, given.detach().to("meta"), torch.device("meta"))
 
 
 class BrokenRuleError(Exception):

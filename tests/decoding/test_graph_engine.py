@@ -3,6 +3,7 @@ on the CPU is a trace of the first batch; on CUDA it is the graph itself."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -37,7 +38,7 @@ from tests.decoding.test_beam import context, small_model
 from tests.decoding.test_compiled import assert_same
 from tests.decoding.test_exposure import DAY, log, tables
 from tests.models.test_compiled import searched
-from tests.models.test_folded import random_norms
+from tests.models.test_folded import random_norms, train_a_step
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -137,6 +138,11 @@ def test_changed_weights_another_trie_and_another_catalogue_are_captured_anew(as
     assert len(as_on_cuda.graphs) == 4
     model.load_state_dict({name: own + 0.01 for name, own in model.state_dict().items()})
     assert model.searches is None
+    same()
+    train_a_step(model)
+    assert model.searches is None
+    same()
+    assert copy.deepcopy(model).searches is None
 
 
 @torch.no_grad()
