@@ -42,7 +42,9 @@ CONTEXT: Final = 1_000
 BEAMS: Final = (128, 256, 512)
 BATCHES: Final = (1, 32)
 PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16}
-NO_DEVICE: Final = "this benchmark needs a CUDA device and torch finds none: run it on a machine with a GPU and a torch built for it"
+NO_DEVICE: Final = (
+    "this benchmark needs a CUDA device and torch finds none: run it on a machine with a GPU and a torch built for it"
+)
 _CHAIN: Final = 1_000
 _CLOSE: Final = 1e-4
 """Differences of log-probabilities that are rounding."""
@@ -94,7 +96,9 @@ def kernels_of(work: Callable[[], Any]) -> int:
     return sum(own.count for own in profile.key_averages() if own.device_type == torch.autograd.DeviceType.CUDA)
 
 
-def arithmetic(model: LazyDecoder, batch: int, beam: int, places: int, rate: dict[str, float], precision: str) -> dict[str, float]:
+def arithmetic(
+    model: LazyDecoder, batch: int, beam: int, places: int, rate: dict[str, float], precision: str
+) -> dict[str, float]:
     """Operations of a batch, and the milliseconds that they or their reading take at least."""
     dim, layers = model.config.d_model, model.config.n_layers
     levels, head = len(model.codebook_sizes), sum(model.codebook_sizes) / len(model.codebook_sizes)
@@ -142,7 +146,13 @@ def alike(found: BeamResult, twin: BeamResult) -> dict[str, float]:
     those that both have."""
     both = placed = total = 0
     apart = 0.0
-    rows = zip(found.leaf_BW.tolist(), twin.leaf_BW.tolist(), found.log_prob_BW.tolist(), twin.log_prob_BW.tolist(), strict=True)
+    rows = zip(
+        found.leaf_BW.tolist(),
+        twin.leaf_BW.tolist(),
+        found.log_prob_BW.tolist(),
+        twin.log_prob_BW.tolist(),
+        strict=True,
+    )
     for own, other, own_score, other_score in rows:
         score_of = {leaf: score for leaf, score in zip(other, other_score, strict=True) if leaf >= 0}
         mine = {leaf: score for leaf, score in zip(own, own_score, strict=True) if leaf >= 0}
@@ -183,7 +193,17 @@ def measure(
     return out if precision != "fp32" else {**out, **alike(found, search("eager"))}
 
 
-def report(bench: Benchmark, model: LazyDecoder, machine: dict[str, float], own: dict[str, Any], *, batch: int, beam: int, places: int, precision: str) -> None:
+def report(
+    bench: Benchmark,
+    model: LazyDecoder,
+    machine: dict[str, float],
+    own: dict[str, Any],
+    *,
+    batch: int,
+    beam: int,
+    places: int,
+    precision: str,
+) -> None:
     """Rows and checks of one shape."""
     name = f"{precision}, batch {batch}, beam {beam}"
     sums = arithmetic(model, batch, beam, places, machine, precision)
@@ -197,7 +217,9 @@ def report(bench: Benchmark, model: LazyDecoder, machine: dict[str, float], own:
     ):  # fmt: skip
         bench.row(system="graph", variant=name, metric=metric, value=value)
     if precision == "fp32":
-        bench.row(system="graph", variant=name, metric="beams at the same place as the eager engine's", value=own["placed"])
+        bench.row(
+            system="graph", variant=name, metric="beams at the same place as the eager engine's", value=own["placed"]
+        )
         # a near tie at the edge of a level's beam may let another one through
         bench.check(f"{name}: share of the eager engine's items", round(own["both"], 4), at_least=0.999)
         bench.check(f"{name}: largest difference of log-probabilities", own["apart"], at_most=_CLOSE)
@@ -216,7 +238,9 @@ def main(argv: list[str] | None = None) -> int:
     beams = BEAMS[::2] if bench.quick else BEAMS
     clock = Clock()
     machine = {**rates(clock, device), "gap": launch_gap(clock, device)}
-    bench.row(system="machine", variant=torch.cuda.get_device_name(device), metric="fp32 TFLOP/s", value=machine["fp32"] / 1e9)
+    bench.row(
+        system="machine", variant=torch.cuda.get_device_name(device), metric="fp32 TFLOP/s", value=machine["fp32"] / 1e9
+    )
     bench.row(system="machine", metric="bf16 TFLOP/s", value=machine["bf16"] / 1e9)
     bench.row(system="machine", metric="memory GB/s", value=machine["bytes"] / 1e6)
     bench.row(system="machine", metric="launch gap, us", value=machine["gap"] * 1e3)

@@ -595,7 +595,7 @@ class Rankloom:
             own, whole = guide.items(candidates.item_BC)
             memory, told = own / whole.clamp_min(1e-300), whole[:, 0]
         if self.model.age is not None and when is not None:
-            age = (when[:, None] - self.model.items.created_I.cpu()[candidates.item_BC.clamp_min(0)]) / 86_400
+            age = (when[:, None] - self._created_I[candidates.item_BC.clamp_min(0)]) / 86_400
         everything = torch.ones(len(table.item), dtype=torch.bool)
         searches = torch.zeros(len(stop), dtype=torch.bool)
         if surface is not None:
@@ -699,12 +699,13 @@ class Rankloom:
         self._trie = Trie.build(ids.codes, ids.codebook_sizes, ids.prior, rows=np.flatnonzero(self._alive))
         self._index = MaskIndex(self._trie, len(ids.codes))
         self._log_share = leaf_log_share(self._trie, torch.from_numpy(ids.prior))
+        self._created_I = self.model.items.created_I.cpu()
         self._lifts: LiftTables | None = None
         if self.exposure is not None:
             self._lifts = LiftTables(
                 self.exposure,
                 self._index,
-                created_I=self.model.items.created_I.cpu(),
+                created_I=self._created_I,
                 kind_I=watched(self.items),
                 count_I=torch.from_numpy(ids.prior),
             )

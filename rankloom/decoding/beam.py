@@ -159,8 +159,8 @@ def _result(taken: list[Next], trie: Trie, masks: RequestMasks, trace: bool) -> 
     before_BW = np.zeros((len(masks.which_B), 1), dtype=np.int64)
     for level, found in enumerate(taken if trace else []):
         counts = _n_legal(Children(trie, level, before_BW), masks)
-        own = (torch.from_numpy(own) for own in (found.node_BP, found.score_BP, found.parent_BP))
-        levels.append(LevelTrace(*own, torch.from_numpy(counts)))
+        node, score, parent = (torch.from_numpy(own) for own in (found.node_BP, found.score_BP, found.parent_BP))
+        levels.append(LevelTrace(node, score, parent, torch.from_numpy(counts)))
         before_BW = found.node_BP
     last = taken[-1]
     codes_BWL = torch.from_numpy(_spelled(taken))

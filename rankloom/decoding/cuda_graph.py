@@ -43,7 +43,7 @@ class CudaRecorder:
         with torch.cuda.device(self.device), torch.inference_mode():
             if self.pool is None:
                 self.pool = torch.cuda.graph_pool_handle()
-            side = torch.cuda.Stream()
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call, unused-ignore]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(_WARM_UPS):

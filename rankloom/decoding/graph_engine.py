@@ -155,9 +155,7 @@ class Searches:
             return packed(found), steps.user_BD
 
         recording = self.recorder.record(work)
-        host = torch.zeros(
-            shape.batch, 4 * sum(widths), dtype=torch.int32, pin_memory=self.device.type == "cuda"
-        )
+        host = torch.zeros(shape.batch, 4 * sum(widths), dtype=torch.int32, pin_memory=self.device.type == "cuda")
         return _Captured(lying, recording, widths, host)
 
 
@@ -203,7 +201,8 @@ def _unpacked(packed_BX: np.ndarray[Any, np.dtype[np.int32]], widths: list[int])
         score = np.array(bits[:, :wide]).view(np.float32)
         if np.isnan(score).any():
             return None
-        out.append(Next(*(own[:, :wide].astype(np.int64) for own in (node, parent, code)), score))
+        whole = [own[:, :wide].astype(np.int64) for own in (node, parent, code)]
+        out.append(Next(whole[0], whole[1], whole[2], score))
     return out
 
 

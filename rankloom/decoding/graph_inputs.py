@@ -108,8 +108,8 @@ def buffers(shape: Shape, n_levels: int, device: torch.device) -> Buffers:
 def question_of(own: Mapping[str, Tensor]) -> Question:
     """The contexts that lie in a bucket's parts."""
     given = {name: own[name] for name in ("item_BT", *_EVENTS, "length_B")}
-    further = {name: own.get(name) for name in ("query_BQD", "query_from_BQ", "user_BF")}
-    return Question(ContextBatch(**given, **further), own["surface_B"])
+    queries, targets, users = (own.get(name) for name in ("query_BQD", "query_from_BQ", "user_BF"))
+    return Question(ContextBatch(**given, query_BQD=queries, query_from_BQ=targets, user_BF=users), own["surface_B"])
 
 
 def asked_of(
@@ -168,16 +168,16 @@ def write_asked(host: Mapping[str, Tensor], beam_B: Indices, masks: RequestMasks
                 closed[number, : len(own)] = own
     if "named.1" in host and guide is not None:
         host["share"].fill_(guide.share)
-        whole = host["whole_B"].zero_().numpy()
-        for depth in range(n_levels + 1):
-            if depth:
-                named, amount = host[f"named.{depth}"].fill_(NOTHING).numpy(), host[f"amount.{depth}"].zero_().numpy()
+        whole = host["whole_B"].zero_()
+        for number in range(size):
+            whole[number] = float(guide.named(0, number)[2].sum())
+        for depth in range(1, n_levels + 1):
+            named = host[f"named.{depth}"].fill_(NOTHING).numpy()
+            amount = host[f"amount.{depth}"].zero_().numpy()
             for number in range(size):
-                node, _, own = guide.named(depth, number)
-                if depth:
-                    named[number, : len(node)], amount[number, : len(node)] = node, own
-                elif len(own):
-                    whole[number] = own[0]
+                node, _, below = guide.named(depth, number)
+                named[number, : len(node)] = node
+                amount[number, : len(node)] = below
 
 
 def most_closed(masks: RequestMasks, size: int) -> int:

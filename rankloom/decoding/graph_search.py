@@ -154,7 +154,9 @@ def _over_children(value_BWF: Tensor, exists_BWF: Tensor) -> Tensor:
     return torch.log_softmax(value_BWF.masked_fill(~exists_BWF, float("-inf")), dim=-1)
 
 
-def _remember(memory: Remembered, level: int, own_BWF: Tensor, child_BWF: Tensor, whole_BW: Tensor) -> tuple[Tensor, Tensor]:
+def _remember(
+    memory: Remembered, level: int, own_BWF: Tensor, child_BWF: Tensor, whole_BW: Tensor
+) -> tuple[Tensor, Tensor]:
     """`Guide.mix_children`, and (B, W, F) float64 what the memory has below each child."""
     flat = child_BWF.flatten(1)
     named, amount = memory.named[level], memory.amount[level]

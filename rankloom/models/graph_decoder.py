@@ -157,7 +157,10 @@ class GraphSteps:
             return padded.repeat_interleave(groups, dim=1) if groups > 1 else padded
 
         self.keys = [ready(part) for part in kv.keys]
-        self.values = [key if part is whole else ready(part) for part, whole, key in zip(kv.values, kv.keys, self.keys, strict=True)]
+        self.values = [
+            key if part is whole else ready(part)
+            for part, whole, key in zip(kv.values, kv.keys, self.keys, strict=True)
+        ]
         bias_LHBN = own.recency_LHR[:, :, rank[:, 0]].masked_fill(~visible[:, 0], float("-inf"))
         bias_LHBN = F.pad(bias_LHBN, (0, short), value=float("-inf")).to(own.dtype)
         self.bias_LBH1N = bias_LHBN.transpose(1, 2)[:, :, :, None].unbind()

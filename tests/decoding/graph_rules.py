@@ -13,7 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 VALUES: Final = {"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose"}
 """Ask for a value on the host."""
-SHAPES: Final = {"nonzero", "nonzero_numpy", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount", "argwhere"}
+SHAPES: Final = {
+    "nonzero",
+    "nonzero_numpy",
+    "masked_select",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "bincount",
+    "argwhere",
+}
 """Give a shape that depends on values."""
 CONSTANTS: Final = {"lift", "lift_fresh", "lift_fresh_copy"}
 """Make a tensor of numbers on the host, which would be copied in every run."""
@@ -42,7 +51,9 @@ class Rules(TorchDispatchMode):
             raise BrokenRuleError(name)
         if name == "repeat_interleave" and func._overloadname == "Tensor":
             raise BrokenRuleError("repeat_interleave by a tensor")
-        if name in ("index", "index_put", "index_put_") and any(own is not None and own.dtype == torch.bool for own in args[1]):
+        if name in ("index", "index_put", "index_put_") and any(
+            own is not None and own.dtype == torch.bool for own in args[1]
+        ):
             raise BrokenRuleError(f"{name} by truth")
         out = func(*args, **(kwargs or {}))
         devices = {own.device.type for own in (*args, out) if isinstance(own, Tensor) and (own.ndim or own is out)}
@@ -64,8 +75,12 @@ class _Ruled:
 class RuledRecorder:
     """Runs the work itself, under the rules of a graph."""
 
+    def __init__(self) -> None:
+        self.graphs: list[Any] = []
+
     def record(self, work: Callable[[], tuple[Tensor, ...]]) -> _Ruled:
         recording = _Ruled(work)
+        self.graphs.append(recording)
         # what it allocates and learns, it does before anything is asked
         recording.run()
         return recording

@@ -44,9 +44,9 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 
 @pytest.fixture
-def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> TracedRecorder:
-    """Lets the engine serve models on the CPU, by traces."""
-    recorder = TracedRecorder()
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> RuledRecorder:
+    """Lets the engine serve models on the CPU, under a graph's rules."""
+    recorder = RuledRecorder()
     for module in (beam_module, lazy_decoder):
         monkeypatch.setattr(module, "use_graph", lambda engine, device: engine in ("auto", "graph"))
     monkeypatch.setattr(graph_engine, "recorder_for", lambda device: recorder)
@@ -60,7 +60,10 @@ def both(
     """A search by the graph engine and by its twin, and the selection queries of both."""
     rng = np.random.default_rng(seed)
     n_rows, size = index.n_rows, len(beams)
-    filters = [index.compile(torch.from_numpy(rng.random(n_rows) < 0.6)) if filtered and rng.random() < 0.6 else None for _ in beams]
+    filters = [
+        index.compile(torch.from_numpy(rng.random(n_rows) < 0.6)) if filtered and rng.random() < 0.6 else None
+        for _ in beams
+    ]
     excluded = [torch.from_numpy(rng.integers(0, n_rows, int(rng.integers(0, 40)))) for _ in beams]
     surface = torch.from_numpy(rng.integers(0, 3, size))
     out: list[Any] = []
@@ -74,41 +77,64 @@ def both(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, {"l_kv": 2, "s_kv": 2, "g_kv": 1, "n_heads": 4}, {"moe_experts": 4, "moe_first_dense": 1}])
-def test_a_recording_answers_every_batch_of_its_bucket(options: dict[str, Any], as_on_cuda: TracedRecorder) -> None:
+@pytest.mark.parametrize(
+    ("options", "traced"), [({}, True), ({"l_kv": 2, "s_kv": 2, "g_kv": 1, "n_heads": 4}, False), ({"moe_experts": 4, "moe_first_dense": 1}, False)]
+)  # fmt: skip
+def test_a_recording_answers_every_batch_of_its_bucket(
+    options: dict[str, Any], traced: bool, as_on_cuda: RuledRecorder | TracedRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if traced:
+        as_on_cuda = TracedRecorder()
+        monkeypatch.setattr(graph_engine, "recorder_for", lambda device: as_on_cuda)
     model = small_model(max_history=10, **options)
     random_norms(model)
     trie = Trie.build(model.items.codes_IQ.numpy(), model.codebook_sizes)
     index = MaskIndex(trie, 60)
     moments = tables(*log(60, 1), index)
     rng = np.random.default_rng(3)
-    for number in range(12):
+    # tracing takes seconds
+    kinds = [2, 5] * 2 if traced else [*range(6)] * 2
+    for number, kind in enumerate(kinds):
         size = int(rng.integers(3, 5))
         lengths = rng.integers(0, 10, size).tolist()
-        beams = rng.integers(33, 64, size).tolist() if number % 2 else rng.integers(1, 8, size).tolist()
-        batch = searched(lengths, seed=number) if number % 3 == 0 else context(lengths, seed=number)
+        beams = rng.integers(33, 64, size).tolist() if kind % 2 else rng.integers(1, 8, size).tolist()
+        batch = searched(lengths, seed=number) if kind % 3 == 0 else context(lengths, seed=number)
         named = torch.from_numpy(rng.integers(0, 60, 30))
-        recalled = (torch.from_numpy(rng.integers(0, size, 30)), named, torch.from_numpy(rng.random(30).astype(np.float32)))
+        recalled = (
+            torch.from_numpy(rng.integers(0, size, 30)),
+            named,
+            torch.from_numpy(rng.random(30).astype(np.float32)),
+        )
         given: dict[str, Any] = {}
-        if number % 4 > 1:
+        if kind in (2, 3, 5):
             given["guide"] = Guide(index, recalled, share=0.2 + 0.05 * number)
-        if number % 6 > 3:
+        if kind > 3:
             given["lift"] = moments.lift(torch.from_numpy(rng.uniform(20, 40, size)) * DAY, 0.7)
-        found, twin, user, other = both(model, trie, batch, beams=beams, index=index, seed=number, filtered=number < 8, **given)
+        found, twin, user, other = both(
+            model, trie, batch, beams=beams, index=index, seed=number, filtered=kind < 4, **given
+        )
         assert_same(found, twin)
         torch.testing.assert_close(user, other, rtol=1e-4, atol=2e-5)
     # some batches were of buckets that had been captured
     assert isinstance(model.searches, Searches)
-    assert len(as_on_cuda.graphs) == len(model.searches.captured) < 12
+    assert len(as_on_cuda.graphs) == len(model.searches.captured) < len(kinds)
 
 
 @torch.no_grad()
-def test_a_bucket_is_captured_once_whatever_is_asked(as_on_cuda: TracedRecorder) -> None:
+def test_a_bucket_is_captured_once_whatever_is_asked(as_on_cuda: RuledRecorder) -> None:
     model = small_model(max_history=50)
     trie = Trie.build(model.items.codes_IQ.numpy(), model.codebook_sizes)
     index = MaskIndex(trie, 60)
     for number, lengths in enumerate([[17, 30, 4], [20, 0, 18, 32], [32, 32, 31]]):
-        found, twin, *_ = both(model, trie, context(lengths, seed=number), beams=[9 + number] * len(lengths), index=index, seed=5, filtered=False)
+        found, twin, *_ = both(
+            model,
+            trie,
+            context(lengths, seed=number),
+            beams=[9 + number] * len(lengths),
+            index=index,
+            seed=5,
+            filtered=False,
+        )
         assert_same(found, twin)
     assert len(as_on_cuda.graphs) == 1
     both(model, trie, context([33, 5, 3]), beams=[9] * 3, index=index, filtered=False)
@@ -116,7 +142,7 @@ def test_a_bucket_is_captured_once_whatever_is_asked(as_on_cuda: TracedRecorder)
 
 
 @torch.no_grad()
-def test_changed_weights_another_trie_and_another_catalogue_are_captured_anew(as_on_cuda: TracedRecorder) -> None:
+def test_changed_weights_another_trie_and_another_catalogue_are_captured_anew(as_on_cuda: RuledRecorder) -> None:
     model = small_model()
     trie = Trie.build(model.items.codes_IQ.numpy(), model.codebook_sizes)
     index = MaskIndex(trie, 60)
@@ -146,7 +172,7 @@ def test_changed_weights_another_trie_and_another_catalogue_are_captured_anew(as
 
 
 @torch.no_grad()
-def test_what_no_graph_answers_is_answered_by_the_eager_engine(as_on_cuda: TracedRecorder) -> None:
+def test_what_no_graph_answers_is_answered_by_the_eager_engine(as_on_cuda: RuledRecorder) -> None:
     model = small_model()
     nothing = Trie.build(np.zeros((0, 3), np.int64), model.codebook_sizes)
     index = MaskIndex(nothing, 60)
@@ -160,6 +186,7 @@ def test_what_no_graph_answers_is_answered_by_the_eager_engine(as_on_cuda: Trace
     np.testing.assert_array_equal(found.leaf_BW.numpy(), twin.leaf_BW.numpy())
     torch.testing.assert_close(user, other)
     # a step beside the search computes the context then
+    model.engine = "auto"
     prefix = model.prefill(context([4]))
     assert prefix.question is not None
     model.engine = "eager"
@@ -265,7 +292,7 @@ def answers(model: Rankloom, bazaar: Shop) -> list[Any]:
     return [[(item.item_id, pytest.approx(item.score, abs=1e-4)) for item in reply.items] for reply in replies]
 
 
-def test_a_whole_answer_is_the_same(model: Rankloom, bazaar: Shop, as_on_cuda: TracedRecorder) -> None:
+def test_a_whole_answer_is_the_same(model: Rankloom, bazaar: Shop, as_on_cuda: RuledRecorder) -> None:
     model.model.engine = "eager"
     config = model.config
     model.config = config.with_overrides(["decoding.engine=eager"])

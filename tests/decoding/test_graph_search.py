@@ -74,7 +74,9 @@ def asked(
         lifts.place(lift)
         lying.host["moment_B"][: len(beams)] = lift.moment_B
     lying.send()
-    return asked_of(lying.device, shape, trie.n_levels, filters.tables if filtered else None, lifts.tables if lift else None), shape
+    return asked_of(
+        lying.device, shape, trie.n_levels, filters.tables if filtered else None, lifts.tables if lift else None
+    ), shape
 
 
 @torch.no_grad()
@@ -111,19 +113,34 @@ def test_any_search_equals_the_eager_one(
     trie = Trie.build(codes, sizes)
     index = MaskIndex(trie, n_items)
     model = Drawn(batch, sizes, seed)
-    filters = [index.compile(torch.from_numpy(rng.random(n_items) < 0.6)) if rng.random() < 0.5 else None for _ in beams]
+    filters = [
+        index.compile(torch.from_numpy(rng.random(n_items) < 0.6)) if rng.random() < 0.5 else None for _ in beams
+    ]
     excluded = [torch.from_numpy(rng.integers(0, n_items, int(rng.integers(0, 40)))) for _ in beams]
     guide = lift = None
     if share is not None:
         n_named = int(rng.integers(0, 80))
-        recalled = (rng.integers(0, batch, n_named), rng.integers(0, n_items, n_named), rng.random(n_named).astype(np.float32))
+        recalled = (
+            rng.integers(0, batch, n_named),
+            rng.integers(0, n_items, n_named),
+            rng.random(n_named).astype(np.float32),
+        )
         guide = Guide(index, tuple(map(torch.from_numpy, recalled)), share=share)  # type: ignore[arg-type]
     if lifted and n_items >= 20:
         own = tables(*log(n_items, seed % 7), index)
         lift = own.lift((torch.from_numpy(rng.uniform(20, 40, batch)) * DAY).double(), 0.7)
     masks = index.requests(list(filters), excluded)
     twin = beam_search(
-        model, None, trie, beam=beams, masks=masks, normalise=normalise, guide=guide, lift=lift, trace=True, engine="eager"
+        model,
+        None,
+        trie,
+        beam=beams,
+        masks=masks,
+        normalise=normalise,
+        guide=guide,
+        lift=lift,
+        trace=True,
+        engine="eager",
     )
     given_asked, shape = asked(trie, masks, beams, batch + spare, guide, lift, over_children=normalise == "trie")
     found = searched(DrawnSteps(model, batch + spare), trie, masks, given_asked, shape, batch)
@@ -216,7 +233,9 @@ def everything(seed: int = 0) -> tuple[Trie, RequestMasks, Drawn, Asked, Shape]:
     sizes = (6, 9, 4)
     trie = Trie.build(np.stack([rng.integers(0, size, 90) for size in sizes], axis=1), sizes)
     index = MaskIndex(trie, 90)
-    masks = index.requests([None, index.compile(torch.from_numpy(rng.random(90) < 0.5))], [torch.arange(9), torch.arange(30, 50)])
+    masks = index.requests(
+        [None, index.compile(torch.from_numpy(rng.random(90) < 0.5))], [torch.arange(9), torch.arange(30, 50)]
+    )
     recalled = (torch.tensor([0, 0, 1]), torch.tensor([5, 70, 33]), torch.tensor([1.0, 2.0, 0.5]))
     lift = tables(*log(90, 1), index).lift(torch.tensor([21.0, 35.0], dtype=torch.float64) * DAY, 0.5)
     own, shape = asked(trie, masks, [12, 7], 4, Guide(index, recalled, share=0.4), lift, over_children=True)

@@ -19,7 +19,9 @@ from tests.models.test_folded import OPTIONS, change_in_place, random_norms, wal
 
 
 @torch.no_grad()
-def steps_along(decoder: GraphDecoder, batch: ContextBatch, surface: Tensor, codes: list[Tensor], parents: list[Tensor]) -> list[Tensor]:
+def steps_along(
+    decoder: GraphDecoder, batch: ContextBatch, surface: Tensor, codes: list[Tensor], parents: list[Tensor]
+) -> list[Tensor]:
     """Logits of every level along given codes and parents, then the users' states, under a graph's rules."""
     with Rules():
         steps = decoder.steps(Question(batch, surface))
