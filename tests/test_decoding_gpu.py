@@ -14,7 +14,7 @@ from rankloom.decoding import beam as beam_module
 from rankloom.decoding import graph_engine
 from rankloom.decoding.beam import BeamResult
 from rankloom.models import lazy_decoder
-from tests.decoding.graph_rules import RuledRecorder
+from tests.decoding.graph_rules import TapeRecorder
 from tests.test_benchmarks import bench, load
 
 gpu = load("decoding_gpu")
@@ -45,7 +45,7 @@ def test_a_shape_is_measured_and_compared_with_the_eager_engine(
 ) -> None:
     for module in (beam_module, lazy_decoder):
         monkeypatch.setattr(module, "use_graph", lambda engine, device: engine == "graph")
-    monkeypatch.setattr(graph_engine, "recorder_for", lambda device: RuledRecorder())
+    monkeypatch.setattr(graph_engine, "recorder_for", lambda device: TapeRecorder())
     model, index = gpu.build(n_items=400, places=12, preset="tiny")
     model.items.tabulate()
     shape = {"batch": 2, "beam": 16, "places": 12, "precision": precision}

@@ -1,4 +1,4 @@
-"""What may not happen inside a captured CUDA graph, as a mode that refuses it; and recorders that run on the CPU."""
+"""What may not happen inside a captured CUDA graph, as a mode that refuses it; and a recorder for the CPU."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 VALUES: Final = {"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose"}
 """Ask for a value on the host."""
@@ -62,48 +62,49 @@ class Rules(TorchDispatchMode):
         return out
 
 
-class _Ruled:
-    def __init__(self, work: Callable[[], tuple[Tensor, ...]]) -> None:
-        self.work = work
-
-    @torch.no_grad()
-    def run(self) -> tuple[Tensor, ...]:
-        with Rules():
-            return self.work()
-
-
-class RuledRecorder:
-    """Runs the work itself, under the rules of a graph."""
+class _Tape(Rules):
+    """Notes every operation with what it was given."""
 
     def __init__(self) -> None:
-        self.graphs: list[Any] = []
+        super().__init__()
+        self.notes: list[tuple[Any, Any, Any, Any]] = []
 
-    def record(self, work: Callable[[], tuple[Tensor, ...]]) -> _Ruled:
-        recording = _Ruled(work)
-        self.graphs.append(recording)
-        # what it allocates and learns, it does before anything is asked
-        recording.run()
-        return recording
-
-
-class _Traced:
-    def __init__(self, graph: Any) -> None:
-        self.graph = graph
-
-    @torch.no_grad()
-    def run(self) -> tuple[Tensor, ...]:
-        out: tuple[Tensor, ...] = self.graph()
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        self.notes.append((func, args, kwargs or {}, out))
         return out
 
 
-class TracedRecorder:
-    """Traces the work once; a run is only what was traced, of whatever lies in the inputs, as with a CUDA graph: Python that
-    looks at a batch would be seen to have looked at the first one."""
+class _Taped:
+    def __init__(self, tape: _Tape, out: tuple[Tensor, ...]) -> None:
+        self.tape, self.out = tape, out
+
+    @torch.no_grad()
+    def run(self) -> tuple[Tensor, ...]:
+        now: dict[int, Tensor] = {}
+
+        def current(noted: Any) -> Any:
+            return tree_map_only(Tensor, lambda own: now.get(id(own), own), noted)
+
+        for func, args, kwargs, noted in self.tape.notes:
+            out = func(*current(args), **current(kwargs))
+            for own, known in zip(tree_leaves(out), tree_leaves(noted), strict=True):
+                if isinstance(own, Tensor):
+                    now[id(known)] = own
+        result: tuple[Tensor, ...] = current(self.out)
+        return result
+
+
+class TapeRecorder:
+    """Notes the operations of the work once, under the rules of a graph; a run is only what was noted, of whatever lies in the
+    inputs, as with a CUDA graph: Python that looks at a batch would be seen to have looked at the first one."""
 
     def __init__(self) -> None:
         self.graphs: list[Any] = []
 
     @torch.no_grad()
-    def record(self, work: Callable[[], tuple[Tensor, ...]]) -> _Traced:
-        self.graphs.append(make_fx(work)())
-        return _Traced(self.graphs[-1])
+    def record(self, work: Callable[[], tuple[Tensor, ...]]) -> _Taped:
+        with _Tape() as tape:
+            out = work()
+        self.graphs.append(_Taped(tape, out))
+        return self.graphs[-1]  # type: ignore[no-any-return]

@@ -1,5 +1,5 @@
 """The graph engine around its recordings: buckets, memory that stays, what it is told and what it captures anew. A recording
-on the CPU is a trace of the first batch; on CUDA it is the graph itself."""
+on the CPU is what was done for the first batch, done again; on CUDA it is the graph itself."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from rankloom.models.lazy_decoder import LazyDecoder
 from rankloom.recommender import Rankloom
 from rankloom.requests import Request
 from rankloom.semantic.trie import Trie
-from tests.decoding.graph_rules import RuledRecorder, TracedRecorder
+from tests.decoding.graph_rules import TapeRecorder
 from tests.decoding.test_beam import context, small_model
 from tests.decoding.test_compiled import assert_same
 from tests.decoding.test_exposure import DAY, log, tables
@@ -44,9 +44,9 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 
 @pytest.fixture
-def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> RuledRecorder:
-    """Lets the engine serve models on the CPU, under a graph's rules."""
-    recorder = RuledRecorder()
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> TapeRecorder:
+    """Lets the engine serve models on the CPU, by recordings that hold to a graph's rules."""
+    recorder = TapeRecorder()
     for module in (beam_module, lazy_decoder):
         monkeypatch.setattr(module, "use_graph", lambda engine, device: engine in ("auto", "graph"))
     monkeypatch.setattr(graph_engine, "recorder_for", lambda device: recorder)
@@ -78,22 +78,16 @@ def both(
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("options", "traced"), [({}, True), ({"l_kv": 2, "s_kv": 2, "g_kv": 1, "n_heads": 4}, False), ({"moe_experts": 4, "moe_first_dense": 1}, False)]
-)  # fmt: skip
-def test_a_recording_answers_every_batch_of_its_bucket(
-    options: dict[str, Any], traced: bool, as_on_cuda: RuledRecorder | TracedRecorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if traced:
-        as_on_cuda = TracedRecorder()
-        monkeypatch.setattr(graph_engine, "recorder_for", lambda device: as_on_cuda)
+    "options", [{}, {"l_kv": 2, "s_kv": 2, "g_kv": 1, "n_heads": 4}, {"moe_experts": 4, "moe_first_dense": 1}]
+)
+def test_a_recording_answers_every_batch_of_its_bucket(options: dict[str, Any], as_on_cuda: TapeRecorder) -> None:
     model = small_model(max_history=10, **options)
     random_norms(model)
     trie = Trie.build(model.items.codes_IQ.numpy(), model.codebook_sizes)
     index = MaskIndex(trie, 60)
     moments = tables(*log(60, 1), index)
     rng = np.random.default_rng(3)
-    # tracing takes seconds
-    kinds = [2, 5] * 2 if traced else [*range(6)] * 2
+    kinds = [*range(6)] * 2
     for number, kind in enumerate(kinds):
         size = int(rng.integers(3, 5))
         lengths = rng.integers(0, 10, size).tolist()
@@ -121,7 +115,7 @@ def test_a_recording_answers_every_batch_of_its_bucket(
 
 
 @torch.no_grad()
-def test_a_bucket_is_captured_once_whatever_is_asked(as_on_cuda: RuledRecorder) -> None:
+def test_a_bucket_is_captured_once_whatever_is_asked(as_on_cuda: TapeRecorder) -> None:
     model = small_model(max_history=50)
     trie = Trie.build(model.items.codes_IQ.numpy(), model.codebook_sizes)
     index = MaskIndex(trie, 60)
@@ -142,7 +136,22 @@ def test_a_bucket_is_captured_once_whatever_is_asked(as_on_cuda: RuledRecorder) 
 
 
 @torch.no_grad()
-def test_changed_weights_another_trie_and_another_catalogue_are_captured_anew(as_on_cuda: RuledRecorder) -> None:
+def test_inputs_that_were_read_while_recording_are_found(
+    as_on_cuda: TapeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = graph_engine.question_of
+    monkeypatch.setattr(
+        graph_engine, "question_of", lambda own: planted({name: part.clone() for name, part in own.items()})
+    )
+    model = small_model()
+    trie = Trie.build(model.items.codes_IQ.numpy(), model.codebook_sizes)
+    index = MaskIndex(trie, 60)
+    with pytest.raises(AssertionError):
+        assert_same(*both(model, trie, context([7]), beams=[9], index=index, filtered=False)[:2])
+
+
+@torch.no_grad()
+def test_changed_weights_another_trie_and_another_catalogue_are_captured_anew(as_on_cuda: TapeRecorder) -> None:
     model = small_model()
     trie = Trie.build(model.items.codes_IQ.numpy(), model.codebook_sizes)
     index = MaskIndex(trie, 60)
@@ -172,7 +181,7 @@ def test_changed_weights_another_trie_and_another_catalogue_are_captured_anew(as
 
 
 @torch.no_grad()
-def test_what_no_graph_answers_is_answered_by_the_eager_engine(as_on_cuda: RuledRecorder) -> None:
+def test_what_no_graph_answers_is_answered_by_the_eager_engine(as_on_cuda: TapeRecorder) -> None:
     model = small_model()
     nothing = Trie.build(np.zeros((0, 3), np.int64), model.codebook_sizes)
     index = MaskIndex(nothing, 60)
@@ -292,7 +301,7 @@ def answers(model: Rankloom, bazaar: Shop) -> list[Any]:
     return [[(item.item_id, pytest.approx(item.score, abs=1e-4)) for item in reply.items] for reply in replies]
 
 
-def test_a_whole_answer_is_the_same(model: Rankloom, bazaar: Shop, as_on_cuda: RuledRecorder) -> None:
+def test_a_whole_answer_is_the_same(model: Rankloom, bazaar: Shop, as_on_cuda: TapeRecorder) -> None:
     model.model.engine = "eager"
     config = model.config
     model.config = config.with_overrides(["decoding.engine=eager"])
@@ -312,7 +321,7 @@ def test_the_whole_work_of_a_bucket_holds_to_the_rules(dtype: torch.dtype) -> No
     model = small_model(max_history=10)
     trie = Trie.build(model.items.codes_IQ.numpy(), model.codebook_sizes)
     index = MaskIndex(trie, 60)
-    own = Searches(GraphDecoder(model, dtype), trie, RuledRecorder())
+    own = Searches(GraphDecoder(model, dtype), trie, TapeRecorder())
     batch = searched([4, 2], seed=1)
     model.engine = "graph"
     question = lazy_decoder.Question(batch, torch.zeros(2, dtype=torch.long))
