@@ -53,6 +53,7 @@ from rankloom.decoding.trace import BeamTrace, trace_of
 from rankloom.errors import RankloomError
 from rankloom.models.attributes import item_attributes
 from rankloom.models.lazy_decoder import LazyDecoder
+from rankloom.progress import Progress
 from rankloom.reasons import Reasons
 from rankloom.requests import HistoryEvent, Recommendation, RecommendedItem, Request, SeenPolicy, check_request
 from rankloom.semantic.ids import SemanticIds
@@ -178,6 +179,30 @@ class Rankloom:
         self.model.to(device)
         self.model.items.tabulate()
         return self
+
+    def capture(self, batches: Sequence[int] = (1, 2, 4, 8, 16, 32)) -> int:
+        """Captures the graph engine's searches for batches of these sizes and every length of history, before anybody waits for
+        one; with the other engines there is nothing to do. Wider beams than `decoding.beam`, filters and searches are captured
+        when the first comes. Returns how many it holds.
+        """
+        if not use_graph(self.config.decoding.engine, self.model.device.type) or not self._trie.n_items:
+            return 0
+        from rankloom.decoding.graph_engine import place_bucket
+
+        longest = self.config.model.max_history
+        lengths = sorted({place_bucket(places, longest) for places in range(1, longest + 1)})
+        taken = HistoryEvent(self._item_ids[int(self._trie.leaf_items[0])])
+        # people who have searched before have their words in the context
+        last = [taken]
+        if "queries" in self._histories.columns:
+            last += [replace(taken, query=query) for query in self._histories["queries"].explode().drop_nulls()[:1]]
+        with Progress("capturing searches", len(lengths) * len(batches) * len(last)) as progress:
+            for length in lengths:
+                for event in last:
+                    for size in batches:
+                        self.recommend_batch([Request(history=(*(taken,) * (length - 1), event), k=1)] * size)
+                        progress.advance()
+        return len(self.model.searches.captured)
 
     # -- asking ----------------------------------------------------------------------------------------------------
 

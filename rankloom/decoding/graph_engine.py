@@ -116,14 +116,14 @@ class Searches:
         queries = 0 if batch.query_BQD is None else batch.query_BQD.shape[1]
         return Shape(
             batch=bucket(size, 1, 2),
-            # histories beyond what a target sees are rare: each length has a graph of its own
-            places=min(bucket(places, 16, 2), longest) if places <= longest else places,
+            places=place_bucket(places, longest),
             beam=bucket(int(beam_B.max()), 8, 2),
-            queries=bucket(queries, 1, 4),
+            queries=bucket(queries, 16, 4),
             text=0 if batch.query_BQD is None else batch.query_BQD.shape[2],
             features=0 if batch.user_BF is None else batch.user_BF.shape[1],
-            closed=bucket(most_closed(masks, size), 64, 4),
-            named=bucket(most_named(guide, size), 64, 4),
+            # room costs less than one more graph
+            closed=bucket(max(1, most_closed(masks, size)), 64, 4),
+            named=0 if guide is None else bucket(max(1, most_named(guide, size)), 1024, 4),
             filters=self.filters.room(len(filtered)) if filtered else 0,
             moments=0 if lift is None else self.lifts.room(len(lift.nodes[0])),
             over_children=over_children,
@@ -204,6 +204,11 @@ def _unpacked(packed_BX: np.ndarray[Any, np.dtype[np.int32]], widths: list[int])
         whole = [own[:, :wide].astype(np.int64) for own in (node, parent, code)]
         out.append(Next(whole[0], whole[1], whole[2], score))
     return out
+
+
+def place_bucket(places: int, longest: int) -> int:
+    """The bucket of a history; beyond what a target sees, which is rare, each length is its own."""
+    return min(bucket(places, 16, 4), longest) if places <= longest else places
 
 
 def bucket(n: int, least: int, factor: int) -> int:

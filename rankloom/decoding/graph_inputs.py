@@ -247,7 +247,8 @@ class LiftRows:
 
     def room(self, n_moments: int) -> int:
         """Rows of tables that hold so many moments; tables that are too small are made anew."""
-        wanted = 1 << max(0, n_moments - 1).bit_length()
+        # requests of one moment and of a few share their graphs
+        wanted = max(4, 1 << max(0, n_moments - 1).bit_length())
         if not self.tables or len(self.tables[0]) < wanted:
             self.tables = tuple(torch.zeros(wanted, own, device=self.device) for own in self.n_nodes[1:])
             self._sent = None
