@@ -11,7 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COVERAGE := 85
-BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+# decoding_gpu.py needs a CUDA device and is run by itself
+BENCHMARKS := $(filter-out benchmarks/_% benchmarks/decoding_gpu.py,$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := install
 .PHONY: install demo test lint types unit bench docs lock clean help

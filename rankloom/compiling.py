@@ -1,12 +1,12 @@
-"""Which way the hot paths run: as plain torch and NumPy (`eager`), or as kernels that numba compiles (`compiled`), and in
-which precision the eager way multiplies.
+"""Which way the hot paths run: as plain torch and NumPy (`eager`), as kernels that numba compiles (`compiled`), or as one
+captured CUDA graph (`graph`), and in which precision they multiply.
 
-numba is an extra, `pip install "rankloom[compiled]"`; the eager way always works and is the twin that the compiled one must
+numba is an extra, `pip install "rankloom[compiled]"`; the eager way always works and is the twin that the others must
 equal. Kernels know shapes and weights only as arguments, so a new catalogue, trie or model needs no compiling; what is
-compiled is kept on disk for later processes.
+compiled is kept on disk for later processes. A graph is of one model and one catalogue (decoding/graph_engine.py).
 
 bfloat16 halves what a product reads, and with AMX, the matrix unit of newer server processors, multiplies some six times as
-fast. The kernels are fp32 throughout, so that a precision that is asked for has the eager way.
+fast. The kernels are fp32 throughout, so that on the CPU a precision that is asked for has the eager way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal
 
 from rankloom.errors import RankloomError
 
-Engine = Literal["auto", "eager", "compiled"]
+Engine = Literal["auto", "eager", "compiled", "graph"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -40,7 +40,28 @@ def use_compiled(engine: Engine) -> bool:
             action='pip install "rankloom[compiled]", or set decoding.engine to auto or eager',
             code="engine-missing",
         )
-    return engine != "eager" and available()
+    return engine in ("auto", "compiled") and available()
+
+
+def use_graph(engine: Engine, device: str) -> bool:
+    """Whether searches are captured graphs for a model on this type of device; `auto` is where the model sits on CUDA.
+
+    Raises:
+        RankloomError: `graph` is asked for and the model is not on a CUDA device.
+    """
+    if engine == "graph" and device != "cuda":
+        raise no_cuda(f"the graph engine needs the model on a CUDA device, and it is on {device}")
+    return device == "cuda" and engine in ("auto", "graph")
+
+
+def no_cuda(fact: str) -> RankloomError:
+    """What is said where the graph engine is asked for and cannot be."""
+    return RankloomError(
+        fact,
+        place="decoding.engine",
+        action="run on a machine with CUDA and a torch built for it, or set decoding.engine to auto, compiled or eager",
+        code="engine-missing",
+    )
 
 
 @functools.cache
@@ -56,6 +77,7 @@ def has_amx() -> bool:
         return False
 
 
-def use_bf16(precision: Precision) -> bool:
-    """What `precision` comes to here, for the products of the eager way; `auto` is bf16 where AMX makes it pay."""
-    return precision == "bf16" or (precision == "auto" and has_amx())
+def use_bf16(precision: Precision, device: str = "cpu") -> bool:
+    """What `precision` comes to on this type of device, for the products of the eager way and of graphs; `auto` is bf16 on the
+    CPU where AMX makes it pay."""
+    return precision == "bf16" or (precision == "auto" and device == "cpu" and has_amx())

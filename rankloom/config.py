@@ -383,17 +383,23 @@ class DecodingConfig(Section):
     lift: float | None = Field(default=None, ge=0, le=2)
     """Strength of the shift from the training period's exposure to that of the moment (decoding/exposure.py); None is
     chosen on validation. Only where log and catalogue say how old items are (`model.item_age`)."""
-    engine: Literal["auto", "eager", "compiled"] = "auto"
+    engine: Literal["auto", "eager", "compiled", "graph"] = "auto"
     """How requests are computed: `compiled` by kernels, which need `pip install "rankloom[compiled]"`; `eager` by plain torch
-    and NumPy; `auto` compiled where numba is installed. The answers are the same."""
+    and NumPy; `graph` by one captured CUDA graph; `auto` graph where the model sits on a CUDA device, compiled where numba is
+    installed. The answers are the same."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    """Of the eager engine's matrix products; scores, softmax, residuals and heads are fp32 always, and so are the kernels. `bf16`
-    leaves the decoder's kernels out; `auto` is bf16 where the processor has AMX, for what the kernels do not run, else fp32."""
+    """Of the matrix products of the eager and the graph engine; the kernels are fp32 always. `bf16` leaves the decoder's kernels
+    out; `auto` is bf16 on a processor with AMX, for what the kernels do not run, else fp32, and fp32 on a GPU. In bf16 items of
+    nearly equal probability may change places. The eager engine's scores, softmax, residuals and heads are fp32 always; the
+    graph engine's heads are of the precision of its blocks."""
 
     @model_validator(mode="after")
     def _check(self) -> DecodingConfig:
         if self.engine == "compiled" and self.precision == "bf16":
-            raise ValueError("precision bf16 needs the eager engine, the kernels are fp32: set engine to auto or eager, or precision to auto")
+            raise ValueError(
+                "precision bf16 needs the eager or the graph engine, the kernels are fp32: set engine to auto, eager or graph, "
+                "or precision to auto"
+            )
         return self
 
 

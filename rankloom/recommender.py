@@ -27,6 +27,7 @@ from torch import Tensor
 from rankloom.browsing import SORTED_FROM, matching, sort_values
 from rankloom.browsing import facets as facets_of
 from rankloom.building import created_seconds, watched
+from rankloom.compiling import no_cuda, use_graph
 from rankloom.config import Config
 from rankloom.data import schema
 from rankloom.data.filters import parse_filter
@@ -56,6 +57,7 @@ from rankloom.models.context import ContextBatch
 from rankloom.models.kept_context import KeptContexts
 from rankloom.models.lazy_decoder import LazyDecoder
 from rankloom.models.prefix import Prefix
+from rankloom.progress import Progress
 from rankloom.reasons import Reasons
 from rankloom.requests import (
     Explanation,
@@ -128,6 +130,10 @@ class Rankloom:
         self.tokenizer = tokenizer
         self.model = model.eval()
         self.model.engine, self.model.precision = config.decoding.engine, config.decoding.precision
+        if config.decoding.engine == "graph":
+            if not torch.cuda.is_available():
+                raise no_cuda("the graph engine needs a CUDA device, and torch finds none")
+            self.model.to("cuda")
         self.items = items
         self.weights = weights or Weights()
         self.generator_weights = generator_weights or replace(self.weights, mix=1.0, refine=0.0)
@@ -173,6 +179,45 @@ class Rankloom:
         """
         self.model_version = save(self, path, overwrite=overwrite, extra=extra or {})
         return self.model_version
+
+    def to(self, device: torch.device | str) -> Rankloom:
+        """Moves the network to a device; catalogue, filters and memory stay on the CPU. On CUDA `decoding.engine: auto` is the
+        graph engine. Returns itself.
+
+        Raises:
+            RankloomError: CUDA is asked for and torch finds none, or `decoding.engine: graph` and another device.
+        """
+        kind = torch.device(device).type
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise no_cuda(f"no CUDA device for {device}")
+        use_graph(self.config.decoding.engine, kind)
+        self.model.to(device)
+        self.model.items.tabulate()
+        return self
+
+    def capture(self, batches: Sequence[int] = (1, 2, 4, 8, 16, 32)) -> int:
+        """Captures the graph engine's searches for batches of these sizes and every length of history, before anybody waits for
+        one; with the other engines there is nothing to do. Wider beams than `decoding.beam`, filters and searches are captured
+        when the first comes. Returns how many it holds.
+        """
+        if not use_graph(self.config.decoding.engine, self.model.device.type) or not self._trie.n_items:
+            return 0
+        from rankloom.decoding.graph_engine import place_bucket
+
+        longest = self.config.model.max_history
+        lengths = sorted({place_bucket(places, longest) for places in range(1, longest + 1)})
+        taken = HistoryEvent(self._item_ids[int(self._trie.leaf_items[0])])
+        # people who have searched before have their words in the context
+        last = [taken]
+        if "queries" in self._histories.columns:
+            last += [replace(taken, query=query) for query in self._histories["queries"].explode().drop_nulls()[:1]]
+        with Progress("capturing searches", len(lengths) * len(batches) * len(last)) as progress:
+            for length in lengths:
+                for event in last:
+                    for size in batches:
+                        self.recommend_batch([Request(history=(*(taken,) * (length - 1), event), k=1)] * size)
+                        progress.advance()
+        return len(self.model.searches.captured)
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -616,7 +661,7 @@ class Rankloom:
         )
         select = None
         if self.config.selection.enabled:
-            select = self.model.select_scores(self.model.user(prefix), candidates.item_BC, when).float()
+            select = self._select(self.model.user(prefix), candidates.item_BC, when)
         now = None
         if self._lifts is not None and when is not None:
             now = self._lifts.log_now(when, candidates.item_BC)
@@ -641,6 +686,14 @@ class Rankloom:
             if person is not None and now is not None:
                 own.put(self.model_version, person, now)
         return prefix
+
+    def _select(self, user_BD: Tensor, item_BC: Tensor, when: Tensor | None) -> Tensor:
+        """(B, C) the selection head's scores; it works where the model is, everything around it on the CPU."""
+        device = self.model.device
+        if device.type == "cpu":
+            return self.model.select_scores(user_BD, item_BC, when).float()
+        when = None if when is None else when.to(device)
+        return self.model.select_scores(user_BD, item_BC.to(device), when).float().cpu()
 
     def _scores(self, generated: _Generated, weights: Weights) -> Tensor:
         """(B, C) final scores of the generated items."""
@@ -674,7 +727,7 @@ class Rankloom:
             own, whole = guide.items(candidates.item_BC)
             memory, told = own / whole.clamp_min(1e-300), whole[:, 0]
         if self.model.age is not None and when is not None:
-            age = (when[:, None] - self.model.items.created_I[candidates.item_BC.clamp_min(0)]) / 86_400
+            age = (when[:, None] - self._created_I[candidates.item_BC.clamp_min(0)]) / 86_400
         everything = torch.ones(len(table.item), dtype=torch.bool)
         searches = torch.zeros(len(stop), dtype=torch.bool)
         if surface is not None:
@@ -795,20 +848,22 @@ class Rankloom:
         self._trie = Trie.build(ids.codes, ids.codebook_sizes, ids.prior, rows=np.flatnonzero(self._alive))
         self._index = MaskIndex(self._trie, len(ids.codes))
         self._log_share = leaf_log_share(self._trie, torch.from_numpy(ids.prior))
+        self._created_I = self.model.items.created_I.cpu()
         self._lifts: LiftTables | None = None
         if self.exposure is not None:
             self._lifts = LiftTables(
                 self.exposure,
                 self._index,
-                created_I=self.model.items.created_I,
+                created_I=self._created_I,
                 kind_I=watched(self.items),
                 count_I=torch.from_numpy(ids.prior),
             )
+        tokens = self.model.items.attributes_IF
         self._facts = ItemFacts(
             count_I=torch.from_numpy(ids.prior),
             watched_I=watched(self.items),
             unit_ID=torch.nn.functional.normalize(torch.from_numpy(self.tokenizer.aligned).float(), dim=1),
-            tokens_IA=self.model.items.attributes_IF,
+            tokens_IA=None if tokens is None else tokens.cpu(),
             group_IG=item_groups(self.items, ids.codes),
             size_I2=item_sizes(self.items),
         )

@@ -8,7 +8,8 @@
   children that the unfiltered trie has (`"trie"`);
 * ties are broken by trie order; a batch of any mix, beam widths included, gives what each request would get alone.
 
-With a beam as wide as the catalogue this is brute force, which is how it is tested.
+With a beam as wide as the catalogue this is brute force, which is how it is tested. Where the model sits on a CUDA device the
+whole search is one captured graph instead (graph_engine.py), with the same answer.
 
 Shapes: B requests, W beams, L levels, K codes, N living (request, beam) pairs, C children of them, P kept ones.
 """
@@ -24,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rankloom.compiling import Engine, use_compiled
+from rankloom.compiling import Engine, use_compiled, use_graph
 from rankloom.decoding.children import Children, Indices, Next, Scores
 from rankloom.decoding.exposure import Lift
 from rankloom.decoding.masks import RequestMasks
@@ -99,23 +100,26 @@ def beam_search(
         engine: how the children of the trie are scored and cut to the beam; the model has its own (`LazyDecoder.engine`).
 
     Raises:
-        RankloomError: see `use_compiled`.
+        RankloomError: see `use_compiled` and `use_graph`.
     """
+    if use_graph(engine, getattr(model, "device", torch.device("cpu")).type):
+        from rankloom.decoding import graph_engine
+
+        found_all = graph_engine.answer(
+            model, prefix, trie, beam_B=_widths(beam, masks), masks=masks, normalise=normalise, guide=guide, lift=lift
+        )
+        if found_all is not None:
+            return _result(found_all, trie, masks, trace)
     fast = None
     if use_compiled(engine):
         from rankloom.decoding import compiled
 
         fast = compiled if compiled.serves(trie) else None
-    batch = len(masks.which_B)
-    beam_B = np.array([beam] * batch if isinstance(beam, int) else list(beam), dtype=np.int64)
-    if len(beam_B) != batch:
-        raise ValueError(f"{len(beam_B)} beam widths for {batch} requests")
-    if batch and int(beam_B.min()) < 1:
-        raise ValueError(f"beam must be at least 1, got {int(beam_B.min())}")
+    beam_B = _widths(beam, masks)
+    batch = len(beam_B)
     node_BW = np.zeros((batch, 1), dtype=np.int64)
     score_BW = np.zeros((batch, 1), dtype=np.float32)
     cache: Any = None
-    levels: list[LevelTrace] = []
     taken: list[Next] = []
     steps = steps_of(model, prefix)
     for level in range(trie.n_levels):
@@ -131,16 +135,36 @@ def beam_search(
             log_probs = torch.log_softmax(own, dim=-1) if normalise == "codebook" else own
             scored = _continuations(trie, level, node_BW, score_BW, log_probs, masks, normalise, guide, lift)
             found = _best(scored, beam_B)
-        if trace:
-            counts = _n_legal(Children(trie, level, node_BW), masks)
-            node, score, parent = (torch.from_numpy(own) for own in (found.node_BP, found.score_BP, found.parent_BP))
-            levels.append(LevelTrace(node, score, parent, torch.from_numpy(counts)))
         taken.append(found)
         node_BW, score_BW = found.node_BP, found.score_BP
         if level + 1 < trie.n_levels:
             cache = steps.reorder(cache, found.parent_BP)
-    codes_BWL = _spelled(taken)
-    return BeamResult(torch.from_numpy(node_BW), torch.from_numpy(codes_BWL), torch.from_numpy(score_BW), levels)
+    return _result(taken, trie, masks, trace)
+
+
+def _widths(beam: int | Sequence[int], masks: RequestMasks) -> Indices:
+    """(B,) beams of each request."""
+    batch = len(masks.which_B)
+    beam_B = np.array([beam] * batch if isinstance(beam, int) else list(beam), dtype=np.int64)
+    if len(beam_B) != batch:
+        raise ValueError(f"{len(beam_B)} beam widths for {batch} requests")
+    if batch and int(beam_B.min()) < 1:
+        raise ValueError(f"beam must be at least 1, got {int(beam_B.min())}")
+    return beam_B
+
+
+def _result(taken: list[Next], trie: Trie, masks: RequestMasks, trace: bool) -> BeamResult:
+    """What the levels of a search come to."""
+    levels: list[LevelTrace] = []
+    before_BW = np.zeros((len(masks.which_B), 1), dtype=np.int64)
+    for level, found in enumerate(taken if trace else []):
+        counts = _n_legal(Children(trie, level, before_BW), masks)
+        node, score, parent = (torch.from_numpy(own) for own in (found.node_BP, found.score_BP, found.parent_BP))
+        levels.append(LevelTrace(node, score, parent, torch.from_numpy(counts)))
+        before_BW = found.node_BP
+    last = taken[-1]
+    codes_BWL = torch.from_numpy(_spelled(taken))
+    return BeamResult(torch.from_numpy(last.node_BP), codes_BWL, torch.from_numpy(last.score_BP), levels)
 
 
 def _spelled(taken: list[Next]) -> Indices:

@@ -101,10 +101,20 @@ class Lift:
         nodes: per depth 1..L, (H, n_l) log ratio of each node, times the strength.
         item_HI: (H, I) log `now` of the items, for their shares within a leaf.
         moment_B: (B,) which of the moments a request is at.
+        made_of: strength and kept tables of the moments; two lifts of the same are the same but for `moment_B`.
     """
 
-    def __init__(self, nodes: list[Tensor], item_HI: Tensor, moment_B: Tensor) -> None:
-        self.nodes, self.item_HI, self.moment_B = nodes, item_HI, moment_B
+    def __init__(
+        self, nodes: list[Tensor], item_HI: Tensor, moment_B: Tensor, made_of: tuple[float, list[Any]] | None = None
+    ) -> None:
+        self.nodes, self.item_HI, self.moment_B, self.made_of = nodes, item_HI, moment_B, made_of
+
+    def alike(self, made_of: tuple[float, list[Any]] | None) -> bool:
+        """Whether it is of that strength and of those very tables."""
+        if self.made_of is None or made_of is None or self.made_of[0] != made_of[0]:
+            return False
+        own, other = self.made_of[1], made_of[1]
+        return len(own) == len(other) and all(a is b for a, b in zip(own, other, strict=True))
 
     def of(self, depth: int, request: Tensor, node: Tensor) -> Tensor:
         """(P,) what is added to the log-probability of nodes of a depth 1..L."""
@@ -135,7 +145,7 @@ class LiftTables:
         """The lift of requests at `when_B` (seconds); NaN is no lift."""
         tables, moment_B = self._tables(when_B)
         nodes = [torch.stack(level) * strength for level in zip(*(nodes for nodes, _ in tables), strict=True)]
-        return Lift(nodes, torch.stack([items for _, items in tables]), moment_B)
+        return Lift(nodes, torch.stack([items for _, items in tables]), moment_B, (strength, tables))
 
     def _table(self, hour: int) -> tuple[list[Tensor], Tensor]:
         if hour not in self._kept:

@@ -50,21 +50,22 @@ class Steps(Protocol):
 
 
 class TorchSteps:
-    """`Steps` of any generator."""
+    """`Steps` of any generator, on whichever device it computes."""
 
     def __init__(self, model: Generator, prefix: Any) -> None:
         self.model, self.prefix = model, prefix
+        self.device = getattr(model, "device", torch.device("cpu"))
 
     # nothing of the search is differentiated: what torch would note for that is left out
     @torch.inference_mode()
     def step(self, level: int, codes_BW: NDArray[np.int64] | None, cache: Any) -> tuple[NDArray[np.float32], Any]:
-        chosen = None if codes_BW is None else torch.from_numpy(codes_BW)
+        chosen = None if codes_BW is None else torch.from_numpy(codes_BW).to(self.device)
         logits, cache = self.model.step(self.prefix, level, chosen, cache)
-        return logits.float().contiguous().numpy(), cache
+        return logits.float().contiguous().cpu().numpy(), cache
 
     @torch.inference_mode()
     def reorder(self, cache: Any, parent_BW: NDArray[np.int64]) -> Any:
-        return self.model.reorder(cache, torch.from_numpy(parent_BW))
+        return self.model.reorder(cache, torch.from_numpy(parent_BW).to(self.device))
 
 
 def steps_of(model: Generator, prefix: Any) -> Steps:

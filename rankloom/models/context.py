@@ -154,7 +154,7 @@ class ContextProcessor(nn.Module):
         visible_from = [torch.zeros(batch_size, 1, dtype=place.dtype, device=device), seen_from, *self._further_from(batch)]
         visible_from_BN = torch.cat(visible_from, dim=1)
         is_history = torch.zeros(visible_from_BN.shape, dtype=torch.bool, device=device)
-        is_history[:, 1 : places + 1] = True
+        is_history[:, 1 : places + 1].fill_(True)
         own = [self._heads(chunk) for chunk in chunks]
         keys, values = own[:: self.config.s_kv], own[self.config.s_kv - 1 :: self.config.s_kv]
         return ContextKV(keys, values, visible_from_BN, is_history, batch.length_B)

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rankloom.compiling import Engine, Precision, use_bf16, use_compiled
+from rankloom.compiling import Engine, Precision, use_bf16, use_compiled, use_graph
 from rankloom.config import Config, ModelConfig
 from rankloom.data.schema import SURFACES
 from rankloom.models.age import AgeHead, age_bucket
 from rankloom.models.context import ContextBatch, ContextKV, ContextProcessor, visibility
 from rankloom.models.folded import LIMIT, FoldedDecoder
+from rankloom.models.graph_decoder import GraphDecoder, Question
 from rankloom.models.half_width import HalfWidth
 from rankloom.models.items import ItemEncoder
 from rankloom.models.kept_context import KeptContext, with_kept, worth_keeping
@@ -111,6 +112,8 @@ class LazyDecoder(nn.Module):
         self._folded: FoldedDecoder | None = None
         self._compiled: CompiledDecoder | None = None
         self._half: HalfWidth | None = None
+        # what decoding/graph_engine.py has captured of this model
+        self.searches: Any = None
         self._init_weights()
 
     @classmethod
@@ -254,11 +257,37 @@ class LazyDecoder(nn.Module):
     def prefill(
         self, batch: ContextBatch, surface_B: Tensor | None = None, *, kept: Sequence[KeptContext | None] | None = None
     ) -> Prefix:
-        """Computes the context of B requests; the one target of each comes right after its history.
+        """Computes the context of B requests; the one target of each comes right after its history. The graph engine leaves it to
+        the search, and keeps nothing.
 
         Args:
             kept: what earlier requests left of theirs (`Prefix.kept`), for each of these or None.
         """
+        if surface_B is None:
+            surface_B = torch.zeros(batch.batch_size, dtype=torch.long, device=batch.item_BT.device)
+        if not self._plainly() and use_graph(self.engine, self.device.type):
+            return Prefix(lambda: self._plain(batch.to(self.device)), surface_B, question=Question(batch, surface_B))
+        if batch.item_BT.device != self.device:
+            batch, surface_B = batch.to(self.device), surface_B.to(self.device)
+        return self._prefill(batch, surface_B, kept)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.bos.device
+
+    @property
+    def graph_dtype(self) -> torch.dtype:
+        """Of the blocks and heads of a captured graph, as `precision` has it on a GPU."""
+        return torch.bfloat16 if use_bf16(self.precision, "cuda") else torch.float32
+
+    def graph_decoder(self) -> GraphDecoder:
+        """What a captured graph runs of this model (decoding/graph_engine.py), in `graph_dtype`."""
+        return GraphDecoder(self, self.graph_dtype)
+
+    def _prefill(
+        self, batch: ContextBatch, surface_B: Tensor, kept: Sequence[KeptContext | None] | None = None
+    ) -> Prefix:
         compiled = self._kernels()
         if compiled is not None and compiled.serves(batch):
             context = compiled.context(self, batch, surface_B)
@@ -268,8 +297,6 @@ class LazyDecoder(nn.Module):
         half = self._half_width()
         processor = self.context if half is None else half.context
         vectors = self.items(batch.item_BT)
-        if surface_B is None:
-            surface_B = torch.zeros(batch.batch_size, dtype=torch.long, device=batch.item_BT.device)
         pool = self._pool(batch, vectors, batch.length_B[:, None], last=not torch.is_grad_enabled())
         now = None
         if kept is not None and self._keeps(batch):
@@ -288,6 +315,15 @@ class LazyDecoder(nn.Module):
             return False
         return worth_keeping(self.context, batch.item_BT.shape[1])
 
+    def _told(self, prefix: Prefix) -> Prefix:
+        """The prefix, or where a graph was to compute it, the same requests computed here."""
+        if prefix.question is None:
+            return prefix
+        if prefix.eager is None:
+            asked = prefix.question
+            prefix.eager = self._prefill(asked.batch.to(self.device), asked.surface_B.to(self.device))
+        return prefix.eager
+
     def _plain(self, batch: ContextBatch) -> tuple[ContextKV, Tensor, Tensor]:
         """Keys and values of the context, recency ranks, and what the target after the history sees."""
         kv = self.context(batch, self.items(batch.item_BT))
@@ -298,7 +334,7 @@ class LazyDecoder(nn.Module):
 
     def steps(self, prefix: Prefix) -> CompiledSteps | None:
         """The search that the kernels do; None where they do not."""
-        return None if torch.is_grad_enabled() else prefix.compiled
+        return None if torch.is_grad_enabled() else self._told(prefix).compiled
 
     def step(
         self, prefix: Prefix, level: int, codes_BW: Tensor | None, cache: Any
@@ -307,6 +343,7 @@ class LazyDecoder(nn.Module):
 
         At level 0 there is one beam and `codes_BW` is None; later `codes_BW` holds the codes chosen at `level - 1`.
         """
+        prefix = self._told(prefix)
         steps = self.steps(prefix)
         if steps is not None:
             logits, cache = steps.step(level, None if codes_BW is None else codes_BW.numpy(), cache)
@@ -321,6 +358,9 @@ class LazyDecoder(nn.Module):
 
     def user(self, prefix: Prefix) -> Tensor:
         """(B, D_item) selection query of each request."""
+        if prefix.user_BD is not None and not torch.is_grad_enabled():
+            return prefix.user_BD
+        prefix = self._told(prefix)
         steps = self.steps(prefix)
         if steps is not None:
             return steps.user()
@@ -358,7 +398,7 @@ class LazyDecoder(nn.Module):
 
     def _half_width(self) -> HalfWidth | None:
         """Blocks and context in bfloat16 where `precision` comes to that and no gradient is asked for."""
-        if not use_bf16(self.precision) or self._plainly() or self.bos.dtype != torch.float32:
+        if not use_bf16(self.precision, self.device.type) or self._plainly() or self.bos.dtype != torch.float32:
             return None
         if self._half is None or not self._half.fresh:
             self._half = HalfWidth(self)
@@ -385,19 +425,19 @@ class LazyDecoder(nn.Module):
         return torch.is_grad_enabled() or self.training or torch.is_autocast_enabled(self.bos.device.type)
 
     def train(self, mode: bool = True) -> Self:
-        self._folded = self._compiled = self._half = None
+        self._folded = self._compiled = self._half = self.searches = None
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has weights of its own, or is about to: it folds them itself."""
-        return {**vars(self), "_folded": None, "_compiled": None, "_half": None}
+        return {**vars(self), "_folded": None, "_compiled": None, "_half": None, "searches": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._folded = self._compiled = self._half = None
+        self._folded = self._compiled = self._half = self.searches = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        self._folded = self._compiled = self._half = None
+        self._folded = self._compiled = self._half = self.searches = None
         return super().load_state_dict(state_dict, strict, assign)
 
     def _advance(
@@ -449,6 +489,7 @@ class LazyDecoder(nn.Module):
 
         Teacher forced, without the suffix cache: the slow twin of decoding.
         """
+        prefix = self._told(prefix)
         batch, n_sids = prefix.batch_size, len(codes_NQ)
         surface = prefix.surface_B[:, None].expand(batch, n_sids).reshape(-1)
         codes = codes_NQ[None].expand(batch, -1, -1).reshape(batch * n_sids, -1)

@@ -17,6 +17,7 @@ from rankloom.models.folded import FoldedContext, FoldedDecoder
 
 if TYPE_CHECKING:
     from rankloom.models.compiled import CompiledSteps
+    from rankloom.models.graph_decoder import Question
     from rankloom.models.kept_context import KeptContext
 
 
@@ -33,6 +34,9 @@ class Prefix:
         narrow: the context in another width than the plain one, for folded blocks of that width.
         kept: of each request what its next one may use again (kept_context.py); None where that was not asked for or is not
             worth it.
+        question: the batch itself, where a captured graph is to compute all of it with the search.
+        user_BD: selection queries, where the graph has told them.
+        eager: the same requests as plain or folded blocks read them, once somebody asked for a step beside the graph.
     """
 
     plain: Callable[[], tuple[ContextKV, Tensor, Tensor]]
@@ -44,6 +48,9 @@ class Prefix:
     compiled: CompiledSteps | None = None
     narrow: tuple[ContextKV, Tensor, Tensor] | None = None
     kept: list[KeptContext | None] | None = None
+    question: Question | None = None
+    user_BD: Tensor | None = None
+    eager: Prefix | None = None
 
     @cached_property
     def _context(self) -> tuple[ContextKV, Tensor, Tensor]:

@@ -151,6 +151,7 @@ class Snapshot:
     def warm_up(self, rules: Sequence[str] = ()) -> None:
         """Runs the shapes of real batches once, and the rules that are in use, before anybody waits for them."""
         user = self.model.users[0] if self.model.users else None
+        self.model.capture()
         for size in (1, 4, 16):
             self.answer([Request(user, k=10)] * size)
         for rule in rules:

@@ -140,6 +140,8 @@ def test_who_runs_what(monkeypatch: pytest.MonkeyPatch) -> None:
     for amx in (False, True):
         monkeypatch.setattr(compiling, "has_amx", lambda amx=amx: amx)
         assert [use_bf16(own) for own in ("fp32", "auto", "bf16")] == [False, amx, True]
+        # what the processor has is nothing to a GPU
+        assert [use_bf16(own, "cuda") for own in ("fp32", "auto", "bf16")] == [False, False, True]
         with torch.no_grad():
             for engine in ("auto", "eager"):
                 model.engine = engine  # type: ignore[assignment]
@@ -179,7 +181,7 @@ def test_what_does_not_go_together_is_refused() -> None:
     config = Config.preset_config("tiny")
     assert config.decoding.precision == "fp32"
     assert config.with_overrides(["decoding.precision=bf16"]).decoding.precision == "bf16"
-    with pytest.raises(RankloomError, match=r"kernels are fp32.*engine to auto or eager"):
+    with pytest.raises(RankloomError, match=r"kernels are fp32.*engine to auto, eager or graph"):
         config.with_overrides(["decoding.precision=bf16", "decoding.engine=compiled"])
     with pytest.raises(RankloomError, match="precision"):
         config.with_overrides(["decoding.precision=int8"])
