@@ -104,6 +104,17 @@ def test_training_repeats_itself() -> None:
     assert not torch.equal(first.network.token.weight, other.network.token.weight)
 
 
+def test_stages_in_parts_are_the_same_training() -> None:
+    whole, first, rest = built(), built(), built()
+    whole.fit_supervised(log())
+    first.fit_supervised(log(), stages=("S1", "S2"))
+    rest.network.load_state_dict(first.network.state_dict())
+    rest.fit_supervised(log(), stages=("S3",))
+    assert (set(first.records), set(rest.records)) == ({"S1", "S2"}, {"S3"})
+    same = zip(whole.network.state_dict().values(), rest.network.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in same)
+
+
 def test_preference_training_raises_what_is_preferred() -> None:
     own = built(preference={"phase1_steps": 0, "phase2_steps": 25, "learning_rate": 1e-3})
     own.fit_supervised(log())
