@@ -80,7 +80,7 @@ Row = dict[str, Any]
 def main() -> int:
     parser = argument_parser(__doc__)
     count_seeds(parser)
-    parser.add_argument("--dataset", required=True, help="beauty, toys, scientific, or a folder")
+    parser.add_argument("--dataset", default="beauty", help="beauty, toys, scientific, or a folder")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "amazon", help="where shops and models lie")
     parser.add_argument("--no-slow", action="store_true", help="leave out SASRec, TIGER and the cascade")
     parser.add_argument("--skip", nargs="+", default=[], choices=sorted(FILES_OF), help="baselines to leave out")

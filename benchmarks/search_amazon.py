@@ -77,7 +77,7 @@ BASELINE_SOURCES = (
 def main() -> int:
     parser = argument_parser(__doc__)
     count_seeds(parser)
-    parser.add_argument("--dataset", required=True, help="beauty, toys, scientific, or a folder")
+    parser.add_argument("--dataset", default="beauty", help="beauty, toys, scientific, or a folder")
     parser.add_argument(
         "--queries", type=Path, metavar="FILE", help="Parquet with user_id, query, item_id, instead of made queries"
     )

@@ -37,7 +37,7 @@ MOST = 0.05
 
 def main() -> int:
     parser = argument_parser(__doc__)
-    parser.add_argument("--dataset", required=True, help="beauty, toys, scientific, or a folder")
+    parser.add_argument("--dataset", default="beauty", help="beauty, toys, scientific, or a folder")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "search_amazon", help="where shops and models lie")
     bench = Benchmark.from_args("search_stuffing", parser=parser, sources=SOURCES)
     name = bench.args.dataset
