@@ -80,12 +80,13 @@ from rankloom.training.features import FeatureTable, kind_code
 @dataclass
 class Ranking:
     """Raw result of a batch: (B, k) catalogue rows (-1 padding), scores, the generator's log-probabilities of all candidates, and
-    of calibrated searches (B, k) relevances."""
+    of calibrated searches (B, k) shares of the chance of the whole list, and (B,) that chance."""
 
     item_BK: Tensor
     score_BK: Tensor
     log_prob_BK: Tensor
-    relevance_BK: Tensor | None = None
+    share_BK: Tensor | None = None
+    chance_B: Tensor | None = None
 
 
 @dataclass
@@ -331,7 +332,7 @@ class Rankloom:
         started = time.perf_counter()
         for request in requests:
             check_request(request)
-            if request.min_relevance is not None:
+            if request.min_relevance:
                 self.check_relevance()
         filters = [self._filter(request.filter) for request in requests]
         histories = [
@@ -378,8 +379,10 @@ class Rankloom:
             rows = [int(row) for row in ranking.item_BK[number][: widths[number]].tolist() if row >= 0]
             score_of = dict(zip(rows, ranking.score_BK[number].tolist(), strict=False))
             relevance_of: dict[int, float] = {}
-            if ranking.relevance_BK is not None:
-                relevance_of = dict(zip(rows, ranking.relevance_BK[number].tolist(), strict=False))
+            chance: float | None = None
+            if ranking.share_BK is not None and ranking.chance_B is not None:
+                chance = float(ranking.chance_B[number]) if request.chance_left is None else request.chance_left
+                relevance_of = dict(zip(rows, (chance * ranking.share_BK[number]).tolist(), strict=False))
             match = None
             if self.query_memory is not None and table.query[stop[number]] >= 0:
                 match = self.query_memory.match(str(request.query), typos[number])
@@ -426,6 +429,7 @@ class Rankloom:
                 matches=None if match is None else len(self._shown_matches(match, filters[number], excluded[number])),
                 read_as=() if match is None else match.read_as,
                 unknown=() if match is None else match.unknown,
+                chance=None if match is None else chance,
                 timing_ms={
                     "prepare": round((prepared - started) * 1e3, 3),
                     "generate": round((decoded - prepared) * 1e3, 3),
@@ -504,10 +508,10 @@ class Rankloom:
         )  # fmt: skip
         scores = self._scores(generated, weights) if broad is None else self._by_breadth(generated, weights, broad)
         items, best, _ = top_k(generated.candidates, scores, k)
-        relevance, chances = self.search_choices.relevance, None
+        relevance, share, chance = self.search_choices.relevance, None, None
         if generated.query is not None and relevance is not None:
-            chances = relevance(best, scores, generated.query.coverage_BC)
-        return Ranking(items, best, generated.candidates.log_prob_BC, chances), generated
+            share, chance = relevance.share(best, scores), relevance.most(scores, generated.query.coverage_BC)
+        return Ranking(items, best, generated.candidates.log_prob_BC, share, chance), generated
 
     def check_relevance(self) -> None:
         """Raises RankloomError where the model has no calibrated relevance to cut at."""
