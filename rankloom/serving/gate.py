@@ -100,7 +100,7 @@ class Gate:
         seconds = time.perf_counter() - started
         # the route and not the path: a path holds ids, and there are as many as people
         matched = scope.get("route")
-        route: str = getattr(matched, "path_format", None) or getattr(matched, "path", "other")
+        route = str(getattr(matched, "path_format", getattr(matched, "path", "other")))
         self.metrics.count("rankloom_http_requests_total", route=route, status=str(status))
         self.metrics.observe(route, seconds)
         if ACCESS.isEnabledFor(logging.INFO):
