@@ -381,8 +381,11 @@ class Rankloom:
             if ranking.relevance_BK is not None:
                 relevance_of = dict(zip(rows, ranking.relevance_BK[number].tolist(), strict=False))
             match = None
-            if self.query_memory is not None and table.query[stop[number]] >= 0:
-                match = self.query_memory.match(str(request.query), typos[number])
+            if self.query_memory is not None and request.query is not None:
+                match = self.query_memory.match(request.query, typos[number])
+                if not words(request.query) and self.search_choices.relevance is not None:
+                    # decoded as the feed is, and no answer to anything
+                    relevance_of = dict.fromkeys(rows, 0.0)
             cut = request.min_relevance
             if cut is not None:
                 rows = [row for row in rows if relevance_of.get(row, 0.0) >= cut]

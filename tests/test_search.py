@@ -218,6 +218,17 @@ def test_a_search_that_nothing_matches_says_so(model: Rankloom) -> None:
     assert not model.recommend(model.users[0], k=2).no_match
 
 
+@pytest.mark.parametrize("query", ["!!!", "\N{TEACUP WITHOUT HANDLE}", "\0"])
+def test_a_query_without_a_word_is_answered_as_one_that_nothing_knows(model: Rankloom, query: str) -> None:
+    for reply in (model.search(query, k=3), model.search(query, k=3, sort="price"), model.search("qqqqzzzz", k=3)):
+        assert len(reply.items) == 3
+        assert reply.no_match
+        assert reply.matches == 0
+        assert [item.relevance for item in reply.items] == [0.0] * 3
+    assert model.search(query, k=3, min_relevance=0.001).items == []
+    assert len(model.search(query, k=3, explain=True).items) == 3
+
+
 def test_weights_of_searches_are_judged_by_the_lists_they_serve(bazaar: Shop, model: Rankloom) -> None:
     sequences = load_sequences(bazaar, model.config.data)
     table = feature_table(sequences, model.tokenizer, bazaar)
