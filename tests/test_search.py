@@ -188,6 +188,26 @@ def test_matches_can_be_sorted_and_only_matches_are(model: Rankloom) -> None:
     assert few.degraded_reason == "5 of 50: no more matches of the search to sort"
 
 
+def test_every_match_is_sorted_however_many_there_are(model: Rankloom) -> None:
+    n = 230
+    model.add_items(
+        pl.DataFrame(
+            {
+                "item_id": [f"quux-{place:03}" for place in range(n)],
+                "title": ["quuxlamp desk"] * n,
+                "price_micros": [(n - place // 2) * 1_000_000 for place in range(n)],
+            }
+        )
+    )
+    cheapest = [f"quux-{place:03}" for place in sorted(range(n), key=lambda place: (n - place // 2, place))]
+    assert ids(model.search("quuxlamp", k=n, sort="price")) == cheapest
+    assert ids(model.search("quuxlamp", k=3, sort="price")) == cheapest[:3]
+    assert ids(model.search("quuxlamp", k=3, sort="price", min_relevance=0.0)) == cheapest[:3]
+    few = model.search("quuxlamp", k=2, sort="-price", exclude=["quux-000"])
+    assert ids(few) == ["quux-001", "quux-002"]
+    assert few.matches == n - 1
+
+
 def test_facets_count_the_matches_that_may_be_shown(model: Rankloom) -> None:
     own = dear(model)
     found = own.search("quuxlamp", k=1, facets=["brand", "category"]).facets
