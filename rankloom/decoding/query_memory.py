@@ -279,7 +279,7 @@ class QueryMemory:
                 if mended:
                     continue
             elif number < 0:
-                corrected = self._speller.correct(word, typos) if typos else None
+                corrected = self._speller.correct(word, typos, given[place][1]) if typos else None
                 if corrected is not None:
                     out[word] = ReadWord(given[place][1], self.vocabulary[corrected], corrected, SLIP)
                     continue

@@ -58,6 +58,15 @@ def test_a_wrong_character_is_read_as_the_one_that_makes_known_pairs(
     assert memory.match(query, 0).read_as == ()
 
 
+@pytest.mark.parametrize(("query", "read_as"), [("dres", "dress"), ("shos", "shoe"), ("lams", "lamp"), ("lmps", "lamp"), ("wireles", "wireless")])
+def test_a_slip_before_a_last_s_is_forgiven_in_words_of_four_letters_as_typed(query: str, read_as: str) -> None:
+    own = QueryMemory.fit(["Red dress", "Running shoes", "Desk lamp", "Wireless mouse", "Jam", "Cap"], ())
+    assert own.match(query).read_as == ((query, read_as),)
+    # three letters are too easily another word, and so is what they would be read as
+    assert own.match("lam").unknown == ("lam",)
+    assert own.match("cats").unknown == ("cats",)
+
+
 def test_where_two_chinese_words_meet_is_no_word(memory: QueryMemory) -> None:
     # 色连 stands between known words here as in the titles; 服夏 would be unknown and is left out
     own = memory.match("红色雨伞夏季")
