@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rankloom.decoding.memory import BehaviourMemory
 from rankloom.decoding.query_memory import QueryMemory
-from rankloom.semantic.words import as_typed, words
+from rankloom.semantic.words import as_typed, is_character, words
 
 NEAR: Final = 0.95
 """Share of the catalogue that must be less like the evidence."""
@@ -119,6 +119,7 @@ class Reasons:
         out = []
         for row, often in zip(rows, asked, strict=True):
             title = set(words(self.titles[row]))
+            title |= {character for word in title for character in word if is_character(character)}
             have = [word for word in asked_for if word in title]
             if have:
                 out.append([f"{title_of_search}: the title has {', '.join(repr(typed.get(word, word)) for word in have)}"])

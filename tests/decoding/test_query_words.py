@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from rankloom.decoding.query_memory import QueryMemory
@@ -65,6 +66,33 @@ def test_a_slip_before_a_last_s_is_forgiven_in_words_of_four_letters_as_typed(qu
     # three letters are too easily another word, and so is what they would be read as
     assert own.match("lam").unknown == ("lam",)
     assert own.match("cats").unknown == ("cats",)
+
+
+@pytest.mark.parametrize(
+    ("query", "rows"), [("茶", {0, 1, 2}), ("蓝", {3}), ("杯 茶", {0, 1, 2}), ("花", {0}), ("鑫", set())]
+)
+def test_a_single_character_finds_the_words_that_have_it(query: str, rows: set[int]) -> None:
+    own = QueryMemory.fit(["茉莉花茶", "绿茶 茶杯 茶叶", "茶 100g", "蓝色雨伞", "Blue umbrella"], [(4, "雨伞")])
+    match = own.match(query)
+    assert set(match.row.tolist()) == rows
+    assert match.unknown == (() if rows else ("鑫",))
+    if rows:
+        assert match.coverage.max() == pytest.approx(1.0)
+    text, asked = own.evidence(range(5), own.read(query))
+    assert set(np.flatnonzero(text.any(1)).tolist()) == rows
+    assert not asked.any()
+    assert sum(own.shares(own.read(query))) == pytest.approx(1.0)
+    assert own.evidence([4], own.read("伞"))[1].all()
+
+
+def test_an_item_that_goes_is_not_found_by_its_character(memory: QueryMemory) -> None:
+    assert found(memory, "伞") == {10}
+    alive = np.ones(len(TEXTS), dtype=np.bool_)
+    alive[10] = False
+    rows = (np.zeros(len(TEXTS), np.float32), np.full(len(TEXTS), -1))
+    gone = memory.following(TEXTS, alive, *rows)
+    assert found(gone, "伞") == set()
+    assert found(gone.following([*TEXTS, "遮阳伞"], np.r_[alive, True], *(np.r_[own, own[:1]] for own in rows)), "伞") == {11}
 
 
 def test_where_two_chinese_words_meet_is_no_word(memory: QueryMemory) -> None:
