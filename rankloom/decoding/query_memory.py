@@ -248,7 +248,7 @@ class QueryMemory:
         order = np.argsort(-score[row], kind="stable")
         place = np.empty(len(row), dtype=np.int64)
         place[order] = np.arange(len(row))
-        read_as = tuple((own.word, own.read_as) for own in read if own.read_as is not None)
+        read_as = corrections(read)
         unknown = tuple(own.word for own in read if own.number < 0)
         return Match(row, score[row] / best, covered[row] / max(whole, 1e-9), place, read_as, unknown)
 
@@ -268,7 +268,7 @@ class QueryMemory:
     def read(self, query: str, typos: int = 1) -> list[ReadWord]:
         """The distinct words of a query as they are understood.
 
-        Two Chinese words that meet make a pair that nobody knows: between known pairs it is no word and is left out.
+        Two Chinese words that meet make a pair that nobody knows: between known or corrected pairs it is no word and is left out.
         """
         given = as_typed(query)
         typed = [word for word, _ in given]
@@ -303,6 +303,11 @@ class QueryMemory:
                     out[word] = ReadWord(given[place][1], self.vocabulary[corrected], corrected, SLIP)
                     continue
             out[word] = ReadWord(given[place][1], number)
+        for place in range(1, len(typed) - 1):
+            first, own, last = typed[place - 1 : place + 2]
+            meet = is_pair(first) and is_pair(own) and is_pair(last) and first[1] == own[0] and own[1] == last[0]
+            if meet and own in out and out[own].number < 0 and all(known[at] or at in done for at in (place - 1, place + 1)):
+                del out[own]
         return list(out.values())
 
     def _within(self, character: str) -> tuple[int, ...]:
@@ -406,6 +411,20 @@ class QueryMemory:
                 )
             parts.append(sparse.csr_matrix((count, word, start), shape=(len(texts), len(vocabulary))))
         return cls(vocabulary, parts[0], parts[1], texts)
+
+
+def corrections(read: Sequence[ReadWord]) -> tuple[tuple[str, str], ...]:
+    """What was typed and what it was read as; pairs of characters that share the wrong one are told together."""
+    out: list[tuple[str, str]] = []
+    for own in read:
+        if own.read_as is None:
+            continue
+        if out and is_pair(own.word) and out[-1][0][-1] == own.word[0] and out[-1][1][-1] == own.read_as[0] != own.word[0]:
+            wrong, right = out.pop()
+            out.append((wrong + own.word[1], right + own.read_as[1]))
+        else:
+            out.append((own.word, own.read_as))
+    return tuple(out)
 
 
 def behaviour_of(recalled: tuple[Tensor, Tensor, Tensor], request: Tensor, item: Tensor, n_rows: int) -> Tensor:

@@ -48,8 +48,8 @@ def test_slips_are_forgiven_as_far_as_asked(memory: QueryMemory, query: str, typ
 
 @pytest.mark.parametrize(
     ("query", "read_as", "row"),
-    [("连伊裙", (("连伊", "连衣"), ("伊裙", "衣裙")), 6), ("莲衣裙", (("莲衣", "连衣"),), 6), ("连衣群", (("衣群", "衣裙"),), 6),
-     ("无线兰牙耳机", (("线兰", "线蓝"), ("兰牙", "蓝牙")), 7)],
+    [("连伊裙", (("连伊裙", "连衣裙"),), 6), ("莲衣裙", (("莲衣", "连衣"),), 6), ("连衣群", (("衣群", "衣裙"),), 6),
+     ("无线兰牙耳机", (("线兰牙", "线蓝牙"),), 7)],
 )  # fmt: skip
 def test_a_wrong_character_is_read_as_the_one_that_makes_known_pairs(
     memory: QueryMemory, query: str, read_as: tuple[tuple[str, str], ...], row: int
@@ -83,6 +83,16 @@ def test_a_single_character_finds_the_words_that_have_it(query: str, rows: set[i
     assert not asked.any()
     assert sum(own.shares(own.read(query))) == pytest.approx(1.0)
     assert own.evidence([4], own.read("伞"))[1].all()
+
+
+@pytest.mark.parametrize(("query", "read_as"), [("红色连伊裙", ("连伊裙", "连衣裙")), ("红色莲衣裙", ("莲衣", "连衣"))])
+def test_between_a_word_and_a_corrected_one_is_no_word(query: str, read_as: tuple[str, str]) -> None:
+    own = QueryMemory.fit(["连衣裙 红色", "红色雨伞", "连衣裙"], ())
+    match = own.match(query)
+    assert match.read_as == (read_as,)
+    assert match.unknown == ()
+    assert match.row[match.place == 0].tolist() == [0]
+    assert own.match(query, 0).unknown != ()
 
 
 def test_an_item_that_goes_is_not_found_by_its_character(memory: QueryMemory) -> None:
