@@ -18,7 +18,7 @@ from rankloom.decoding.query_memory import Match
 from rankloom.errors import RankloomError
 
 SORTED_FROM: Final = 200
-"""Best items that a list in another order is taken from."""
+"""Best items that a list in another order is taken from at least; more where more match."""
 MOST_VALUES: Final = 20
 """Values of a facet, the most frequent ones."""
 _ENOUGH: Final = 0.5

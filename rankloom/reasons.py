@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from rankloom.decoding.memory import BehaviourMemory
-from rankloom.decoding.query_memory import QueryMemory
-from rankloom.semantic.words import as_typed, words
+from rankloom.decoding.query_memory import QueryMemory, corrections
+from rankloom.semantic.words import as_typed, is_character, words
 
 NEAR: Final = 0.95
 """Share of the catalogue that must be less like the evidence."""
@@ -108,17 +108,17 @@ class Reasons:
         asked = [False] * len(rows)
         if memory is not None:
             read = memory.read(query, typos)
-            read_as = {own.word: own.read_as for own in read if own.read_as is not None}
-            asked_for += [word for word in read_as.values() if word not in asked_for]
+            asked_for += [own.read_as for own in read if own.read_as is not None and own.read_as not in asked_for]
             asked = [bool(own.any()) for own in memory.evidence(rows, read)[1]]
-            if read_as:
-                changed = ", ".join(f"{wrong!r} as {right!r}" for wrong, right in read_as.items())
+            if read_as := corrections(read):
+                changed = ", ".join(f"{wrong!r} as {right!r}" for wrong, right in read_as)
                 title_of_search += f" (reading {changed})"
         vectors, query_D = self.content_ID, _unit(query_D[None])[0]
         limit = float(np.quantile(vectors[self.sample] @ query_D, NEAR)) if len(self.sample) else np.inf
         out = []
         for row, often in zip(rows, asked, strict=True):
             title = set(words(self.titles[row]))
+            title |= {character for word in title for character in word if is_character(character)}
             have = [word for word in asked_for if word in title]
             if have:
                 out.append([f"{title_of_search}: the title has {', '.join(repr(typed.get(word, word)) for word in have)}"])

@@ -347,13 +347,31 @@ class Rankloom:
             own = {*(rows if masked else []), *self._known_rows(request.exclude)}
             excluded.append(torch.tensor(sorted(own), dtype=torch.long))
         orders = [None if request.sort is None else sort_values(self.items, request.sort) for request in requests]
-        widths = [max(request.k, SORTED_FROM) if request.sort else request.k for request in requests]
+        typos = [self.config.memory.max_typos if r.max_typos is None else r.max_typos for r in requests]
+        matches = [
+            None if self.query_memory is None or request.query is None else self.query_memory.match(request.query, own)
+            for request, own in zip(requests, typos, strict=True)
+        ]
+        shown = [
+            None if match is None else self._shown_matches(match, own, banned)
+            for match, own, banned in zip(matches, filters, excluded, strict=True)
+        ]
+        widths, within = [request.k for request in requests], list(filters)
+        for number, (request, rows_found) in enumerate(zip(requests, shown, strict=True)):
+            if request.sort is None:
+                continue
+            n_found = 0 if rows_found is None else len(rows_found)
+            widths[number] = max(request.k, SORTED_FROM, n_found)
+            # nothing else may take the place of a match; a cut needs what the whole list would give each
+            if rows_found is not None and n_found and request.min_relevance is None:
+                among = torch.zeros(self.items.height, dtype=torch.bool)
+                among[torch.from_numpy(rows_found)] = True
+                within[number] = self._index.compile(among)
         width = max(widths, default=1)
         beams_asked = [max(request.beam or self.config.decoding.beam, own) for request, own in zip(requests, widths, strict=True)]
         prepared = time.perf_counter()
         surface = torch.tensor([schema.SURFACE_CODE.get(request.surface, 0) for request in requests])
         users = torch.tensor([self._history_row.get(r.user or "", -1) for r in requests])
-        typos = [self.config.memory.max_typos if r.max_typos is None else r.max_typos for r in requests]
         explained = any(request.explain for request in requests)
         ranking, generated = self._rank(
             table,
@@ -361,7 +379,7 @@ class Rankloom:
             stop,
             k=width,
             beam=beams_asked,
-            filters=filters,
+            filters=within,
             excluded=excluded,
             queries_at=stop,
             user=users,
@@ -383,15 +401,16 @@ class Rankloom:
             if ranking.share_BK is not None and ranking.chance_B is not None:
                 chance = float(ranking.chance_B[number]) if request.chance_left is None else request.chance_left
                 relevance_of = dict(zip(rows, (chance * ranking.share_BK[number]).tolist(), strict=False))
-            match = None
-            if self.query_memory is not None and table.query[stop[number]] >= 0:
-                match = self.query_memory.match(str(request.query), typos[number])
+            match, found = matches[number], shown[number]
+            if match is not None and not words(request.query or "") and self.search_choices.relevance is not None:
+                # decoded as the feed is, and no answer to anything
+                chance, relevance_of = 0.0, dict.fromkeys(rows, 0.0)
             cut = request.min_relevance
             if cut is not None:
                 rows = [row for row in rows if relevance_of.get(row, 0.0) >= cut]
             order = orders[number]
             if order is not None:
-                rows = _in_order(rows, order, None if match is None else matching(match))
+                rows = self._in_order(rows, order, found)
             rows = rows[: request.k]
             reasons: list[list[str]] = [[] for _ in rows]
             explanations: list[Explanation | None] = [None for _ in rows]
@@ -424,9 +443,9 @@ class Rankloom:
                 model_version=self.model_version,
                 degraded=degraded is not None,
                 degraded_reason=degraded,
-                facets=self._facets(request, match, filters[number], excluded[number]),
+                facets=self._facets(request, found),
                 no_match=(match is not None and not len(match.row)) or (cut is not None and not rows),
-                matches=None if match is None else len(self._shown_matches(match, filters[number], excluded[number])),
+                matches=None if found is None else len(found),
                 read_as=() if match is None else match.read_as,
                 unknown=() if match is None else match.unknown,
                 chance=None if match is None else chance,
@@ -528,14 +547,16 @@ class Rankloom:
         allowed = (self._index.unfiltered if passing is None else passing).allowed_I.numpy()
         return rows[allowed[rows] & ~np.isin(rows, excluded.numpy())]
 
-    def _facets(
-        self, request: Request, match: Match | None, passing: NodeCounts | None, excluded: Tensor
-    ) -> dict[str, list[tuple[str, int]]]:
+    def _facets(self, request: Request, shown: NDArray[np.int64] | None) -> dict[str, list[tuple[str, int]]]:
         """Of the matches that the request may show."""
         if not request.facets:
             return {}
-        rows = np.zeros(0, dtype=np.int64) if match is None else self._shown_matches(match, passing, excluded)
-        return facets_of(self.items, rows.tolist(), request.facets)
+        return facets_of(self.items, [] if shown is None else shown.tolist(), request.facets)
+
+    def _in_order(self, rows: list[int], value_I: NDArray[np.float64], among: NDArray[np.int64] | None) -> list[int]:
+        """The rows by ascending value, equal ones by id; where some are `among` the matches, these alone."""
+        kept = rows if among is None else [row for row, own in zip(rows, np.isin(rows, among), strict=True) if own]
+        return sorted(kept or rows, key=lambda row: (float(value_I[row]), self._item_ids[row]))
 
     def are_searches(self, table: FeatureTable, queries_at: Tensor | None) -> bool:
         """Whether every request of a batch asks for something and the model has a query memory to answer from."""
@@ -1017,9 +1038,3 @@ class Rankloom:
 def _as_broad(generated: _Generated, weights: Weights, broad: BroadOrder) -> tuple[_Generated, Weights]:
     """What orders a broad search: all as for any other, and the refiner of broad ones."""
     return replace(generated, refiner=broad.refiner), replace(weights, refine=1.0)
-
-
-def _in_order(rows: list[int], value_I: NDArray[np.float64], among: NDArray[np.int64] | None) -> list[int]:
-    """The rows by ascending value, equal ones as they were; where some are `among` the matches, these alone."""
-    kept = rows if among is None else [row for row, found in zip(rows, np.isin(rows, among), strict=True) if found]
-    return sorted(kept or rows, key=lambda row: float(value_I[row]))

@@ -188,6 +188,26 @@ def test_matches_can_be_sorted_and_only_matches_are(model: Rankloom) -> None:
     assert few.degraded_reason == "5 of 50: no more matches of the search to sort"
 
 
+def test_every_match_is_sorted_however_many_there_are(model: Rankloom) -> None:
+    n = 230
+    model.add_items(
+        pl.DataFrame(
+            {
+                "item_id": [f"quux-{place:03}" for place in range(n)],
+                "title": ["quuxlamp desk"] * n,
+                "price_micros": [(n - place // 2) * 1_000_000 for place in range(n)],
+            }
+        )
+    )
+    cheapest = [f"quux-{place:03}" for place in sorted(range(n), key=lambda place: (n - place // 2, place))]
+    assert ids(model.search("quuxlamp", k=n, sort="price")) == cheapest
+    assert ids(model.search("quuxlamp", k=3, sort="price")) == cheapest[:3]
+    assert ids(model.search("quuxlamp", k=3, sort="price", min_relevance=0.0)) == cheapest[:3]
+    few = model.search("quuxlamp", k=2, sort="-price", exclude=["quux-000"])
+    assert ids(few) == ["quux-001", "quux-002"]
+    assert few.matches == n - 1
+
+
 def test_facets_count_the_matches_that_may_be_shown(model: Rankloom) -> None:
     own = dear(model)
     found = own.search("quuxlamp", k=1, facets=["brand", "category"]).facets
@@ -216,6 +236,17 @@ def test_a_search_that_nothing_matches_says_so(model: Rankloom) -> None:
     assert model.search("qqqqzzzz", k=2).no_match
     assert not model.search(word, k=2).no_match
     assert not model.recommend(model.users[0], k=2).no_match
+
+
+@pytest.mark.parametrize("query", ["!!!", "\N{TEACUP WITHOUT HANDLE}", "\0"])
+def test_a_query_without_a_word_is_answered_as_one_that_nothing_knows(model: Rankloom, query: str) -> None:
+    for reply in (model.search(query, k=3), model.search(query, k=3, sort="price"), model.search("qqqqzzzz", k=3)):
+        assert len(reply.items) == 3
+        assert reply.no_match
+        assert reply.matches == 0
+        assert [item.relevance for item in reply.items] == [0.0] * 3
+    assert model.search(query, k=3, min_relevance=0.001).items == []
+    assert len(model.search(query, k=3, explain=True).items) == 3
 
 
 def test_weights_of_searches_are_judged_by_the_lists_they_serve(bazaar: Shop, model: Rankloom) -> None:

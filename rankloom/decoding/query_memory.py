@@ -34,7 +34,7 @@ from torch import Tensor
 
 from rankloom.semantic.spelling import Spelling
 from rankloom.semantic.stuffing import believed
-from rankloom.semantic.words import as_typed, is_pair, words
+from rankloom.semantic.words import as_typed, is_character, is_pair, words
 
 K1: Final = 0.9
 B: Final = 0.6
@@ -83,12 +83,14 @@ class ReadWord:
         number: of the known word that it stands for; -1 where nothing knows it.
         read_as: that word, where it is another one.
         weight: how much of a word it counts, less where it was corrected.
+        within: numbers of the known words that have it, of a single Chinese character; together they are one word.
     """
 
     word: str
     number: int
     read_as: str | None = None
     weight: float = 1.0
+    within: tuple[int, ...] = ()
 
 
 def searched_texts(items: pl.DataFrame) -> list[str]:
@@ -117,6 +119,7 @@ class QueryMemory:
         self.vocabulary = {word: number for number, word in enumerate(vocabulary)}
         self._text, self._asked, self._texts = text_IV, asked_IV, list(texts)
         self._spelling: Spelling | None = None
+        self._by_character: dict[str, list[int]] | None = None
         n = len(self._texts)
         self._follow(self._texts, np.ones(n, dtype=np.bool_), np.zeros(n, np.float32), np.full(n, -1, dtype=np.int64))
 
@@ -176,7 +179,7 @@ class QueryMemory:
             self._text.eliminate_zeros()
             self._asked = _wide(self._asked, shape)
             self._texts = list(texts)
-            self._spelling = None
+            self._spelling = self._by_character = None
         self._weigh(alive_I, group_I)
         taken = np.asarray(count_I, dtype=np.float64)
         self._popularity = np.sqrt(1 + taken / max(float(taken.mean()) if len(taken) else 0.0, 1e-9)).astype(np.float32)
@@ -193,7 +196,7 @@ class QueryMemory:
         asked = asked - asked.multiply(text > 0)
         total = sparse.csr_matrix(text + asked)
         total.eliminate_zeros()
-        n = max(1, int(alive_I.sum()))
+        self._n = n = max(1, int(alive_I.sum()))
         length = np.asarray(self._text.sum(1)).ravel()
         usual = max(float(length[alive_I].mean()) if alive_I.any() else 0.0, 1e-9)
         by_word = total.tocsc()
@@ -233,10 +236,9 @@ class QueryMemory:
             if own.number < 0:
                 whole += self._unknown
                 continue
-            entries = slice(self._start[own.number], self._start[own.number + 1])
-            idf = float(self._idf[own.number])
-            score[self._row[entries]] += own.weight * self._impact[entries]
-            covered[self._row[entries]] += own.weight * idf
+            rows, impact, idf = self._entries(own)
+            score[rows] += own.weight * impact
+            covered[rows] += own.weight * idf
             whole += idf
         row = np.flatnonzero(score > 0)
         if len(row) > DEPTH:
@@ -246,14 +248,27 @@ class QueryMemory:
         order = np.argsort(-score[row], kind="stable")
         place = np.empty(len(row), dtype=np.int64)
         place[order] = np.arange(len(row))
-        read_as = tuple((own.word, own.read_as) for own in read if own.read_as is not None)
+        read_as = corrections(read)
         unknown = tuple(own.word for own in read if own.number < 0)
         return Match(row, score[row] / best, covered[row] / max(whole, 1e-9), place, read_as, unknown)
+
+    def _entries(self, own: ReadWord) -> tuple[IntArray, FloatArray, float]:
+        """(E,) rows, each once, (E,) BM25 impacts and the idf of a known word; a character counts as the best word that has it."""
+        if not own.within:
+            entries = slice(self._start[own.number], self._start[own.number + 1])
+            return self._row[entries], self._impact[entries], float(self._idf[own.number])
+        places = np.concatenate([np.arange(self._start[number], self._start[number + 1]) for number in own.within])
+        idf_E = np.repeat(self._idf[list(own.within)], [self._start[n + 1] - self._start[n] for n in own.within])
+        rows, which = np.unique(self._row[places], return_inverse=True)
+        best = np.zeros(len(rows), np.float32)
+        np.maximum.at(best, which, self._impact[places] / idf_E)
+        idf = float(np.log1p((self._n - len(rows) + 0.5) / (len(rows) + 0.5)))
+        return rows, best * np.float32(idf), idf
 
     def read(self, query: str, typos: int = 1) -> list[ReadWord]:
         """The distinct words of a query as they are understood.
 
-        Two Chinese words that meet make a pair that nobody knows: between known pairs it is no word and is left out.
+        Two Chinese words that meet make a pair that nobody knows: between known or corrected pairs it is no word and is left out.
         """
         given = as_typed(query)
         typed = [word for word, _ in given]
@@ -264,6 +279,10 @@ class QueryMemory:
             if word in out or place in done:
                 continue
             number = self.vocabulary[word] if known[place] else -1
+            within = self._within(word) if is_character(word) else ()
+            if within:
+                out[word] = ReadWord(word, within[0], within=within)
+                continue
             if number < 0 and is_pair(word):
                 before = place > 0 and is_pair(typed[place - 1]) and typed[place - 1][1] == word[0]
                 after = place + 1 < len(typed) and is_pair(typed[place + 1]) and typed[place + 1][0] == word[1]
@@ -279,12 +298,27 @@ class QueryMemory:
                 if mended:
                     continue
             elif number < 0:
-                corrected = self._speller.correct(word, typos) if typos else None
+                corrected = self._speller.correct(word, typos, given[place][1]) if typos else None
                 if corrected is not None:
                     out[word] = ReadWord(given[place][1], self.vocabulary[corrected], corrected, SLIP)
                     continue
             out[word] = ReadWord(given[place][1], number)
+        for place in range(1, len(typed) - 1):
+            first, own, last = typed[place - 1 : place + 2]
+            meet = is_pair(first) and is_pair(own) and is_pair(last) and first[1] == own[0] and own[1] == last[0]
+            if meet and own in out and out[own].number < 0 and all(known[at] or at in done for at in (place - 1, place + 1)):
+                del out[own]
         return list(out.values())
+
+    def _within(self, character: str) -> tuple[int, ...]:
+        """Numbers of the words in use that have the character."""
+        if self._by_character is None:
+            self._by_character = {}
+            for word, number in self.vocabulary.items():
+                if is_pair(word) or is_character(word):
+                    for own in set(word):
+                        self._by_character.setdefault(own, []).append(number)
+        return tuple(n for n in self._by_character.get(character, ()) if self._start[n] < self._start[n + 1])
 
     def _known(self, word: str) -> bool:
         number = self.vocabulary.get(word, -1)
@@ -309,7 +343,7 @@ class QueryMemory:
 
     def shares(self, read: Sequence[ReadWord]) -> list[float]:
         """How much of the query each of its words is, by how rare they are; they sum to 1."""
-        weights = [self._unknown if own.number < 0 else float(self._idf[own.number]) for own in read]
+        weights = [self._unknown if own.number < 0 else self._entries(own)[2] for own in read]
         return [weight / max(sum(weights), 1e-9) for weight in weights]
 
     def evidence(self, rows: Sequence[int], read: Sequence[ReadWord]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -321,6 +355,10 @@ class QueryMemory:
         if not rows or not read or not self.vocabulary:
             return np.zeros(shape, dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
         text, asked = (own[list(rows)][:, numbers].toarray() > 0 for own in (self._text, self._asked))
+        for place, word in enumerate(read):
+            if word.within:
+                for found, counted in ((text, self._text), (asked, self._asked)):
+                    found[:, place] = counted[list(rows)][:, list(word.within)].toarray().any(1)
         return text & real, asked & real
 
     def recall(
@@ -373,6 +411,20 @@ class QueryMemory:
                 )
             parts.append(sparse.csr_matrix((count, word, start), shape=(len(texts), len(vocabulary))))
         return cls(vocabulary, parts[0], parts[1], texts)
+
+
+def corrections(read: Sequence[ReadWord]) -> tuple[tuple[str, str], ...]:
+    """What was typed and what it was read as; pairs of characters that share the wrong one are told together."""
+    out: list[tuple[str, str]] = []
+    for own in read:
+        if own.read_as is None:
+            continue
+        if out and is_pair(own.word) and out[-1][0][-1] == own.word[0] and out[-1][1][-1] == own.read_as[0] != own.word[0]:
+            wrong, right = out.pop()
+            out.append((wrong + own.word[1], right + own.read_as[1]))
+        else:
+            out.append((own.word, own.read_as))
+    return tuple(out)
 
 
 def behaviour_of(recalled: tuple[Tensor, Tensor, Tensor], request: Tensor, item: Tensor, n_rows: int) -> Tensor:

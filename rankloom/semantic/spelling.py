@@ -20,6 +20,8 @@ SHORTEST: Final = 4
 SHORTEST_TWICE: Final = 8
 """Letters of one in which two slips are forgiven."""
 MOST_TYPOS: Final = 2
+_PLURAL: Final = 2
+"""Letters that a plural has more, at most (words.py)."""
 _TELLING: Final = 0.5
 """Share of the items with a pair that must go on with the other one, before a wrong character at the edge of a run is seen as such."""
 
@@ -48,17 +50,22 @@ class Spelling:
     def _by_second(self) -> dict[str, list[str]]:
         return _grouped(self._pairs, 1)
 
-    def correct(self, word: str, typos: int = 1) -> str | None:
+    def correct(self, word: str, typos: int = 1, typed: str | None = None) -> str | None:
         """The most frequent known word that is the fewest slips away, ties by alphabet; None where there is none.
 
         Args:
             typos: slips that are forgiven, 0 to `MOST_TYPOS`.
+            typed: the word before its `s` was cut as a plural's (`dres`, `lams`): it may be the one meant, and its letters count.
         """
-        if typos < 1 or len(word) < SHORTEST or not word.isalpha():
+        forms = [word] if typed is None or not 0 < len(typed) - len(word) <= _PLURAL else [word, typed]
+        length = len(forms[-1])
+        if typos < 1 or length < SHORTEST or not word.isalpha():
             return None
-        near = self._near(word, self._by_deletion, 1)
-        if not near and typos > 1 and len(word) >= SHORTEST_TWICE:
-            near = self._near(word, self._by_two_deletions, 2)
+        near = {own for form in forms for own in self._near(form, self._by_deletion, 1)}
+        if len(word) < SHORTEST:
+            near = {own for own in near if len(own) >= SHORTEST}
+        if not near and typos > 1 and length >= SHORTEST_TWICE:
+            near = {own for form in forms for own in self._near(form, self._by_two_deletions, 2)}
         return min(near, key=lambda other: (-self.frequency[other], other), default=None)
 
     def _near(self, word: str, index: Mapping[str, list[str]], typos: int) -> set[str]:

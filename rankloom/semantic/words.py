@@ -42,6 +42,11 @@ def is_pair(word: str) -> bool:
     return len(word) == 2 and bool(_IS_CJK.match(word)) and bool(_IS_CJK.match(word[1]))
 
 
+def is_character(word: str) -> bool:
+    """Whether a word is a single character of such a script."""
+    return len(word) == 1 and bool(_IS_CJK.match(word))
+
+
 @lru_cache(maxsize=100_000)
 def singular(word: str) -> str:
     """A word without its English plural: `ies` and `ie` to `y`, `es` after a hiss dropped, else `s`."""
