@@ -26,7 +26,7 @@ from torch import Tensor
 from rankloom.decoding.beam import BeamResult
 from rankloom.decoding.query_memory import QueryMemory, ReadWord
 from rankloom.decoding.refine import Refiner
-from rankloom.decoding.refine_features import FEATURES, SEARCH_FEATURES
+from rankloom.decoding.refine_features import BROAD_FEATURES, FEATURES, SEARCH_FEATURES
 from rankloom.requests import CodeStep, WordMatch
 from rankloom.semantic.keywords.matching import KeywordMatcher
 from rankloom.semantic.trie import Trie
@@ -217,7 +217,7 @@ def refiner_parts(
     refiner: Refiner, feature_CF: Tensor, real_C: Tensor, columns: Sequence[int]
 ) -> list[dict[str, float]]:
     """Of each column how much its correction changes by each kind of evidence, see the module's docstring."""
-    names = (*FEATURES, *SEARCH_FEATURES)[: feature_CF.shape[1]]
+    names = (*FEATURES, *SEARCH_FEATURES, *BROAD_FEATURES)[: feature_CF.shape[1]]
     usual_F = feature_CF[real_C].mean(0)
     own_F = feature_CF[list(columns)]
     whole: Callable[[Tensor], Tensor] = lambda feature: refiner(feature[None])[0]  # noqa: E731

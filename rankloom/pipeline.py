@@ -28,6 +28,7 @@ from rankloom.building import build_model, created_seconds, watched
 from rankloom.calibrating import calibrate_search
 from rankloom.choosing import choose_refiner, choose_search, choose_weights, describe_weights
 from rankloom.choosing_broad import choose_broad, describe_broad
+from rankloom.compiling import no_cuda
 from rankloom.config import Config
 from rankloom.data import schema
 from rankloom.data.broad_queries import with_broad_queries
@@ -97,6 +98,8 @@ def _train(
     limit_steps: int | None,
 ) -> Path | None:
     check_replaceable(out, overwrite=overwrite, marker=model_folder.MANIFEST)
+    if config.decoding.engine == "graph" and not torch.cuda.is_available():
+        raise no_cuda("the graph engine needs a CUDA device, and this machine has none")
     keep_freed_memory()
     shop = Shop.open(shop_path)
     sequences = load_sequences(shop, config.data)

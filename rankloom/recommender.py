@@ -80,12 +80,13 @@ from rankloom.training.features import FeatureTable, kind_code
 @dataclass
 class Ranking:
     """Raw result of a batch: (B, k) catalogue rows (-1 padding), scores, the generator's log-probabilities of all candidates, and
-    of calibrated searches (B, k) relevances."""
+    of calibrated searches (B, k) shares of the chance of the whole list, and (B,) that chance."""
 
     item_BK: Tensor
     score_BK: Tensor
     log_prob_BK: Tensor
-    relevance_BK: Tensor | None = None
+    share_BK: Tensor | None = None
+    chance_B: Tensor | None = None
 
 
 @dataclass
@@ -331,7 +332,7 @@ class Rankloom:
         started = time.perf_counter()
         for request in requests:
             check_request(request)
-            if request.min_relevance is not None:
+            if request.min_relevance:
                 self.check_relevance()
         filters = [self._filter(request.filter) for request in requests]
         histories = [
@@ -362,7 +363,7 @@ class Rankloom:
             n_found = 0 if rows_found is None else len(rows_found)
             widths[number] = max(request.k, SORTED_FROM, n_found)
             # nothing else may take the place of a match; a cut needs what the whole list would give each
-            if rows_found is not None and n_found and request.min_relevance is None:
+            if rows_found is not None and n_found and not request.min_relevance:
                 among = torch.zeros(self.items.height, dtype=torch.bool)
                 among[torch.from_numpy(rows_found)] = True
                 within[number] = self._index.compile(among)
@@ -396,12 +397,14 @@ class Rankloom:
             rows = [int(row) for row in ranking.item_BK[number][: widths[number]].tolist() if row >= 0]
             score_of = dict(zip(rows, ranking.score_BK[number].tolist(), strict=False))
             relevance_of: dict[int, float] = {}
-            if ranking.relevance_BK is not None:
-                relevance_of = dict(zip(rows, ranking.relevance_BK[number].tolist(), strict=False))
+            chance: float | None = None
+            if ranking.share_BK is not None and ranking.chance_B is not None:
+                chance = float(ranking.chance_B[number]) if request.chance_left is None else request.chance_left
+                relevance_of = dict(zip(rows, (chance * ranking.share_BK[number]).tolist(), strict=False))
             match, found = matches[number], shown[number]
             if match is not None and not words(request.query or "") and self.search_choices.relevance is not None:
                 # decoded as the feed is, and no answer to anything
-                relevance_of = dict.fromkeys(rows, 0.0)
+                chance, relevance_of = 0.0, dict.fromkeys(rows, 0.0)
             cut = request.min_relevance
             if cut is not None:
                 rows = [row for row in rows if relevance_of.get(row, 0.0) >= cut]
@@ -445,6 +448,7 @@ class Rankloom:
                 matches=None if found is None else len(found),
                 read_as=() if match is None else match.read_as,
                 unknown=() if match is None else match.unknown,
+                chance=None if match is None else chance,
                 timing_ms={
                     "prepare": round((prepared - started) * 1e3, 3),
                     "generate": round((decoded - prepared) * 1e3, 3),
@@ -523,10 +527,10 @@ class Rankloom:
         )  # fmt: skip
         scores = self._scores(generated, weights) if broad is None else self._by_breadth(generated, weights, broad)
         items, best, _ = top_k(generated.candidates, scores, k)
-        relevance, chances = self.search_choices.relevance, None
+        relevance, share, chance = self.search_choices.relevance, None, None
         if generated.query is not None and relevance is not None:
-            chances = relevance(best, scores, generated.query.coverage_BC)
-        return Ranking(items, best, generated.candidates.log_prob_BC, chances), generated
+            share, chance = relevance.share(best, scores), relevance.most(scores, generated.query.coverage_BC)
+        return Ranking(items, best, generated.candidates.log_prob_BC, share, chance), generated
 
     def check_relevance(self) -> None:
         """Raises RankloomError where the model has no calibrated relevance to cut at."""

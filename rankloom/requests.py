@@ -54,6 +54,8 @@ class Request:
     facets: tuple[str, ...] = ()
     min_relevance: float | None = None
     max_typos: int | None = None
+    chance_left: float | None = None
+    """Of a further page of a search: the chance that the pages before have left (`Recommendation.chance` less what they showed)."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class Recommendation:
         matches: of a search, how many items that may be shown match it, at most a thousand: what the facets count.
         read_as: words of a search that were taken for another one, and for which.
         unknown: words of a search that neither items nor earlier searches have.
+        chance: what the relevances of all that was generated sum to; None where there are none.
     """
 
     items: list[RecommendedItem]
@@ -145,6 +148,7 @@ class Recommendation:
     matches: int | None = None
     read_as: tuple[tuple[str, str], ...] = ()
     unknown: tuple[str, ...] = ()
+    chance: float | None = None
 
 
 def check_request(request: Request) -> None:

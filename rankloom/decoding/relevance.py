@@ -74,10 +74,17 @@ class Relevance:
             score_BC: of all that were generated, likewise.
             coverage_BC: share of the query that each of these has (`QueryEvidence`).
         """
+        return (self.most(score_BC, coverage_BC)[:, None] * self.share(score_BK, score_BC)).float()
+
+    def share(self, score_BK: Tensor, score_BC: Tensor) -> Tensor:
+        """(B, K) of the chance of a whole list."""
         whole_B1 = torch.logsumexp(self.sharpness * score_BC, dim=1, keepdim=True)
-        share = torch.where(torch.isinf(score_BK), 0.0, torch.exp(self.sharpness * score_BK - whole_B1))
+        return torch.where(torch.isinf(score_BK), 0.0, torch.exp(self.sharpness * score_BK - whole_B1))
+
+    def most(self, score_BC: Tensor, coverage_BC: Tensor) -> Tensor:
+        """(B,) what the chances of a whole list sum to."""
         understood = (best_coverage(score_BC, coverage_BC) / self.usual).clamp(0.0, 1.0)
-        return (self.found * understood[:, None] * share).float()
+        return self.found * understood
 
     @classmethod
     def fit(cls, score_NC: Tensor, taken_NC: Tensor, coverage_N: Tensor) -> Relevance:

@@ -109,6 +109,12 @@ class Serving:
 
     def _load(self, folder: Path) -> Rankloom:
         model = Rankloom.from_pretrained(folder)
+        cutting = sorted(name for name, own in self.scenarios.by_name.items() if own.min_relevance)
+        if cutting and model.search_choices.relevance is None:
+            raise RankloomError(
+                f"the model folder {folder.name} has no calibrated relevance, and these placements cut by it: {', '.join(cutting)}",
+                place=str(folder), action="train it on a log with more searches, or take min_relevance out of them", code="model-unfit",
+            )  # fmt: skip
         model.contexts = self.contexts
         return model
 
@@ -283,13 +289,13 @@ def create_app(model: Rankloom, settings: ServerSettings | None = None, **more: 
         new, version = registry.put_items([item.model_dump(mode="json", exclude_none=True) for item in batch.items])
         return {"new": new, "updated": len(batch.items) - new, "catalogue_version": version}
 
-    @app.delete("/v1/items/{item_id}", response_model=RemovedReply)
+    @app.delete("/v1/items/{item_id:path}", response_model=RemovedReply)
     def delete_item(item_id: Id) -> dict[str, Any]:
         """Takes an item out of every answer at once, for good; one that is not in the catalogue is named, and nothing changes."""
         removed, version = registry.remove_item(item_id)
         return {"removed": removed, "unknown": [] if removed else [item_id], "catalogue_version": version}
 
-    @app.delete("/v1/users/{user_id}", response_model=ForgottenReply)
+    @app.delete("/v1/users/{user_id:path}", response_model=ForgottenReply)
     def delete_user(user_id: Id) -> dict[str, Any]:
         """Forgets a person: stored events, and the use of any model folder's copy of their history."""
         return {"user_id": user_id, "events_removed": serving.forget(user_id)}

@@ -97,7 +97,7 @@ async def _handle(app: Any, channel: Channel, number: int, head: dict[str, Any],
         _log.exception("%s %s", head["method"], head["path"], extra={"fields": {"request_id": head["state"]["request_id"]}})
         own = problem(500, "internal", "the server failed at this request", action="see the server's log; other requests go on")
         status, headers, parts = 500, [("content-type", "application/problem+json")], [bytes(own.body)]
-    route = getattr(scope.get("route"), "path", None)
+    route = getattr(scope.get("route"), "path_format", None)
     answer = {"status": status, "headers": headers, "route": route, "log": scope["state"].get("log", {})}
     channel.send(number, ANSWER, answer, b"".join(parts))
 

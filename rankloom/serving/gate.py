@@ -99,7 +99,8 @@ class Gate:
                 await response(scope, receive, told)
         seconds = time.perf_counter() - started
         # the route and not the path: a path holds ids, and there are as many as people
-        route = getattr(scope.get("route"), "path", "other")
+        matched = scope.get("route")
+        route = str(getattr(matched, "path_format", getattr(matched, "path", "other")))
         self.metrics.count("rankloom_http_requests_total", route=route, status=str(status))
         self.metrics.observe(route, seconds)
         if ACCESS.isEnabledFor(logging.INFO):

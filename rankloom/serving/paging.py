@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import struct
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
@@ -19,15 +20,22 @@ from rankloom.serving.contract import Ask
 
 _NAME: Final = 5
 _MARK: Final = 8
+_LEFT: Final = struct.Struct(">f")
+_HEAD: Final = _MARK + _LEFT.size
 MAX_SHOWN: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """What the pages before showed."""
+    """What the pages before showed.
+
+    Attributes:
+        left: the chance that a search's pages left to the next, so that relevance means the same on every page; None on the first.
+    """
 
     question: bytes
     shown: frozenset[bytes]
+    left: float | None = None
 
 
 def name_of(item_id: str) -> bytes:
@@ -41,11 +49,11 @@ def question_of(ask: Ask, *, search: bool) -> bytes:
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_MARK).digest()
 
 
-def write(question: bytes, shown: frozenset[bytes]) -> str | None:
+def write(question: bytes, shown: frozenset[bytes], left: float = 0.0) -> str | None:
     """The next page's cursor; None where there shall be no further page."""
     if len(shown) > MAX_SHOWN:
         return None
-    body = question + b"".join(sorted(shown))
+    body = question + _LEFT.pack(left) + b"".join(sorted(shown))
     return base64.urlsafe_b64encode(body + crc32(body).to_bytes(4, "big")).decode().rstrip("=")
 
 
@@ -56,7 +64,7 @@ def read(text: str, question: bytes) -> Cursor:
     except (binascii.Error, ValueError):
         data = b""
     body, check = data[:-4], data[-4:]
-    if len(body) < _MARK or (len(body) - _MARK) % _NAME or crc32(body).to_bytes(4, "big") != check:
+    if len(body) < _HEAD or (len(body) - _HEAD) % _NAME or crc32(body).to_bytes(4, "big") != check:
         raise RankloomError(
             "this is no cursor of ours", place="cursor", action="send `next_cursor` of the page before as it came", code="cursor-invalid"
         )  # fmt: skip
@@ -65,4 +73,5 @@ def read(text: str, question: bytes) -> Cursor:
             "the cursor belongs to another question", place="cursor", action="repeat the first page's body, and change k alone",
             code="cursor-mismatch",
         )  # fmt: skip
-    return Cursor(question, frozenset(body[at : at + _NAME] for at in range(_MARK, len(body), _NAME)))
+    shown = frozenset(body[at : at + _NAME] for at in range(_HEAD, len(body), _NAME))
+    return Cursor(question, shown, *_LEFT.unpack_from(body, _MARK))

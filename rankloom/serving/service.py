@@ -49,6 +49,7 @@ class Question:
     request_id: str
     question: bytes
     shown: frozenset[bytes]
+    left: float | None = None
 
     @property
     def rule(self) -> str | None:
@@ -134,10 +135,8 @@ class Service:
             )
         scenario = self.scenarios.get(ask.scenario)
         own = paging.question_of(ask, search=search)
-        shown: frozenset[bytes] = frozenset()
-        if ask.cursor is not None:
-            shown = paging.read(ask.cursor, own).shown
-        return Question(ask, search, scenario, request_id, own, shown)
+        cursor = paging.Cursor(own, frozenset()) if ask.cursor is None else paging.read(ask.cursor, own)
+        return Question(ask, search, scenario, request_id, own, cursor.shown, cursor.left)
 
     async def answer(self, question: Question, *, deadline_s: float | None = None) -> dict[str, Any]:
         """The reply as it goes out. Raises RankloomError (a bad filter), OverloadedError."""
@@ -236,6 +235,7 @@ class Service:
             user=user, history=tuple(history), k=question.pool, filter=rule, exclude=tuple(snapshot.ids[row] for row in set(rows)),
             query=ask.words, surface="search" if question.search else "feed", explain=ask.explain, seen=policy, sort=ask.sort,
             facets=tuple(ask.facets), min_relevance=question.cut, max_typos=question.typos,
+            chance_left=question.left if question.search else None,
         )  # fmt: skip
         cause = "state-unavailable" if person is None and ask.history is None else None
         return Prepared(question, snapshot, request, allowed, bool(history), cause)
@@ -404,7 +404,7 @@ class Service:
         cursor = None
         if len(shown) == question.ask.k and int(own.allowed.sum()) > len(shown):
             names = question.shown.union(paging.name_of(snapshot.ids[s.row]) for s in shown)
-            cursor = paging.write(question.question, frozenset(names))
+            cursor = paging.write(question.question, frozenset(names), _left(shown, reply))
         return {
             "request_id": question.request_id,
             "scenario": question.ask.scenario,
@@ -453,6 +453,12 @@ class Service:
             same = len(set(items) & {item["item_id"] for item in result["items"]})
             self.metrics.observe_value("rankloom_shadow_overlap", same / len(items))
         return bool(self._to_shadow)
+
+
+def _left(shown: Sequence[Shown], reply: Recommendation | Exception) -> float:
+    """The chance of a search that this page leaves to the next ones."""
+    chance = reply.chance if isinstance(reply, Recommendation) else None
+    return max(0.0, (chance or 0.0) - sum(own.relevance or 0.0 for own in shown))
 
 
 def _understood(reply: Recommendation | Exception) -> dict[str, Any]:

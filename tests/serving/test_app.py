@@ -510,6 +510,33 @@ def test_a_search_is_cut_explained_and_says_how_it_was_read_over_http(client: Te
     assert client.post("/v1/recommend", json={"min_relevance": 0.1}).json()["code"] == "search-only"
 
 
+def test_relevance_means_the_same_on_every_page(client: TestClient, model: Rankloom) -> None:
+    word, _ = rare_word(model)
+    cut = {"query": word, "min_relevance": 1e-3}
+    whole = client.post("/v1/search", json={**cut, "k": 60}).json()["items"]
+    assert len(whole) > 3
+    paged: list[Any] = []
+    body: dict[str, Any] = {**cut, "k": 2}
+    while body.get("cursor", "") is not None:
+        reply = client.post("/v1/search", json=body).json()
+        paged += reply["items"]
+        body["cursor"] = reply["next_cursor"]
+    # each page is decoded anew, so that the end of the list may differ; but no page starts the chances again
+    assert [item["item_id"] for item in paged[:4]] == [item["item_id"] for item in whole[:4]]
+    assert 2 < len(paged) <= len(whole) + 3
+    chances = [item["relevance"] for item in paged]
+    assert sum(chances) <= 1.001
+    assert all(later <= 1.2 * earlier for earlier, later in zip(chances, chances[2:], strict=False))
+
+
+def test_ids_with_a_slash_can_be_deleted(client: TestClient, model: Rankloom) -> None:
+    event = {"event_id": "slash", "user_id": "a/b", "item_id": model.items["item_id"][0], "event": "click"}
+    assert client.post("/v1/events", json={"events": [event]}).json()["accepted"] == 1
+    assert client.delete("/v1/users/a%2Fb").json() == {"user_id": "a/b", "events_removed": 1}
+    client.put("/v1/items", json={"items": [{"item_id": "x/1", "title": "Slash"}]})
+    assert client.delete("/v1/items/x%2F1").json()["removed"] == 1
+
+
 def test_a_placement_can_have_a_cut_unless_the_model_has_no_chances(client: TestClient, model: Rankloom) -> None:
     word, _ = rare_word(model)
     settings = {"min_relevance": 0.9999, "max_typos": 0, "exploration": 0.5}
