@@ -363,7 +363,7 @@ class Rankloom:
             n_found = 0 if rows_found is None else len(rows_found)
             widths[number] = max(request.k, SORTED_FROM, n_found)
             # nothing else may take the place of a match; a cut needs what the whole list would give each
-            if rows_found is not None and n_found and request.min_relevance is None:
+            if rows_found is not None and n_found and not request.min_relevance:
                 among = torch.zeros(self.items.height, dtype=torch.bool)
                 among[torch.from_numpy(rows_found)] = True
                 within[number] = self._index.compile(among)
