@@ -448,7 +448,7 @@ def main() -> int:
     bench.check("requests with random rules", told["requests"], at_least=n_rules)
     for name in ("rule broken", "excluded shown", "seen shown", "repeated", "too many", "5xx"):
         bench.check(f"random rules: {name}", told[name], target=0)
-    bench.check("lists of a model that forgets the rules", told["model lied"], at_least=n_rules // 50)
+    bench.check("lists of a model that forgets the rules", told["model lied"], at_least=n_rules // 200)
     publish(bench, "fuzz", f"{generated + sum(statuses.values()):,} fuzzed requests, {told['requests']:,} with random rules")
     return bench.finish()
 
