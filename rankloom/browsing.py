@@ -26,9 +26,14 @@ _ENOUGH: Final = 0.5
 _ALIASES: Final = {"price": "price_micros", "newest": "created_at"}
 
 
-def matching(match: Match) -> NDArray[np.int64]:
-    """Catalogue rows, ascending, that have at least half as much of the query as the item that has most of it."""
-    rows: NDArray[np.int64] = match.row[match.coverage >= _ENOUGH * match.coverage.max(initial=0.0)]
+def matching(match: Match, of_all: Match) -> NDArray[np.int64]:
+    """Catalogue rows, ascending, that have at least half as much of the query as the item of the catalogue that has most of it.
+
+    Args:
+        match: of the items that may be shown.
+        of_all: of the whole catalogue.
+    """
+    rows: NDArray[np.int64] = match.row[match.coverage >= _ENOUGH * of_all.coverage.max(initial=0.0)]
     return rows
 
 
@@ -80,7 +85,8 @@ def facets(items: pl.DataFrame, rows: Sequence[int], names: Sequence[str]) -> di
                 code="facet-field",
             )  # fmt: skip
         column = items[name].gather(list(rows))
-        values = column.explode() if isinstance(kind, pl.List) else column.cast(pl.String)
+        # an item counts once for each of its values
+        values = column.list.unique().explode() if isinstance(kind, pl.List) else column.cast(pl.String)
         counted = values.drop_nulls().value_counts(name="n").rename({values.name: "value"}) if len(values) else None
         if counted is None or not counted.height:
             out[name] = []

@@ -101,7 +101,11 @@ def choose_weights(
         ]
 
     def with_words(tried: list[Weights]) -> list[Weights]:
-        return [replace(own, words=words) for own in tried for words in WORDS] if searches else tried
+        if not searches:
+            return tried
+        # without the log's words none is known to have been tried
+        untried = config.memory.untried_words if config.memory.synonyms else 0.0
+        return [replace(own, words=words, untried=untried) for own in tried for words in WORDS]
 
     cases, unasked = questions(
         rankloom, sequences, searches=searches, max_per_user=1, max_users=min(limit, 2000)
@@ -138,7 +142,7 @@ def choose_weights(
     mean = tell(tried, f"choosing weights{' of searches' if searches else ''} on validation")
     best = tried[int(mean.argmax())]
     alone = np.flatnonzero([weights.mix == 1 and weights.words == 0 for weights in tried])
-    generator = tried[int(alone[mean[alone].argmax()])] if len(alone) else replace(best, mix=1.0)
+    generator = replace(tried[int(alone[mean[alone].argmax()])] if len(alone) else replace(best, mix=1.0), untried=0.0)
     return best, generator, figures
 
 

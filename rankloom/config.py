@@ -331,6 +331,9 @@ class MemoryConfig(Section):
     (decoding/query_memory.py)."""
     synonyms: bool = True
     """What people typed before they took an item finds it, as the words of its text do."""
+    untried_words: float = Field(default=16.0, ge=0, le=100)
+    """Nats that an item gains by having all words of a search that no search of the log had: a new brand, a model number. 0 leaves them to
+    what was learned from the log's own words."""
     max_typos: int = Field(default=1, ge=0, le=2)
     """Slips that a word of a search may have and still be read as a known one: 0 none, 1 from four letters on, 2 from eight on. A
     request may ask otherwise."""

@@ -79,6 +79,10 @@ class Explainer:
         self.paths: list[list[str]] = [[] for _ in range(items.height)]
         if "category" in items.columns and items["category"].dtype == pl.List(pl.String):
             self.paths = [[name for name in path or () if name] for path in items["category"].to_list()]
+        self.attributes: list[str | None] = [None] * items.height
+        if "attributes" in items.columns and isinstance(items["attributes"].dtype, pl.List):
+            values = pl.col("attributes").list.eval(pl.element().struct.field("value")).list.join(" ", ignore_nulls=True)
+            self.attributes = items.select(values).to_series().to_list()
         self._meanings: dict[tuple[int, ...], str] = {}
         self._usual: tuple[Counter[str], Counter[str], int] | None = None
 
@@ -95,10 +99,10 @@ class Explainer:
         out = []
         for place, row in enumerate(rows):
             fields = {"title": set(words(self.titles[row])), "brand": set(words(self.brands[row] or "")),
-                      "category": set(words(" ".join(self.paths[row])))}  # fmt: skip
+                      "category": set(words(" ".join(self.paths[row]))), "attributes": set(words(self.attributes[row] or ""))}  # fmt: skip
             own = []
             for at, word in enumerate(read):
-                where = [name for name, has in fields.items() if form_of(word) in has and in_text[place, at]]
+                where = [name for name, has in fields.items() if in_text[place, at] and _stands_in(word, has)]
                 if asked[place, at]:
                     where.append("searches")
                 kind = kinds[at] or ("brand" if "brand" in where else None)
@@ -169,6 +173,12 @@ class Explainer:
                 len(rows),
             )
         return self._usual
+
+
+def _stands_in(word: ReadWord, has: set[str]) -> bool:
+    """Whether a word is among those of a field; a single Chinese character in any word that has it."""
+    form = form_of(word)
+    return any(form in own for own in has) if word.within else form in has
 
 
 def form_of(word: ReadWord) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal, get_args
 
 from rankloom.data import schema
@@ -19,7 +19,7 @@ class HistoryEvent:
     Attributes:
         item_id: the item.
         event: kind, see `schema.EVENT_KINDS`.
-        timestamp: when; None where unknown.
+        timestamp: when; None where unknown, without a zone in UTC.
         watch_s: seconds watched, for videos.
         surface: where it was shown.
         position: its rank in the list shown, first is 0.
@@ -33,6 +33,9 @@ class HistoryEvent:
     surface: str = "feed"
     position: int | None = None
     query: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "timestamp", _in_utc(self.timestamp))
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class Request:
     chance_left: float | None = None
     """Of a further page of a search: the chance that the pages before have left (`Recommendation.chance` less what they showed)."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "at", _in_utc(self.at))
+
 
 @dataclass(frozen=True)
 class WordMatch:
@@ -66,7 +72,7 @@ class WordMatch:
         word: as it was typed, in lower case; of Chinese text a pair of neighbouring characters.
         read_as: the known word that it was taken for, None where it was taken as it is.
         share: of the query, words weighed by how rare they are.
-        where: `title`, `brand`, `category`; `searches`: people typed it before they took the item. Empty: the item has it nowhere.
+        where: `title`, `brand`, `category`, `attributes`; `searches`: people typed it before they took the item. Empty: the item has it nowhere.
         kind: its type (`brand`, `color`, ...), where a dictionary of keywords or the item's columns say.
     """
 
@@ -130,8 +136,8 @@ class Recommendation:
 
     Attributes:
         facets: of each column asked for, the values among the items that match the search, with how many have them.
-        no_match: a search of whose words the catalogue has none, whose list is by meaning and history; or of whose results none
-            reaches `min_relevance`, whose list is empty.
+        no_match: a search of whose words no item that may be shown has enough, whose list is by meaning and history; or of whose
+            results none reaches `min_relevance`, whose list is empty.
         matches: of a search, how many items that may be shown match it, at most a thousand: what the facets count.
         read_as: words of a search that were taken for another one, and for which.
         unknown: words of a search that neither items nor earlier searches have.
@@ -153,10 +159,11 @@ class Recommendation:
 
 def check_request(request: Request) -> None:
     """Raises RankloomError for a k or beam below 1, a query without words, what is for searches without a query, a
-    min_relevance or max_typos out of range, an unknown surface or policy for seen items."""
-    if not isinstance(request.k, int) or request.k < 1:
+    min_relevance or max_typos out of range, an unknown surface or policy for seen items, a value of another type."""
+    _check_types(request)
+    if isinstance(request.k, bool) or not isinstance(request.k, int) or request.k < 1:
         raise RankloomError(f"k is {request.k!r}", place="k", action="ask for at least one item", code="k-range")
-    if request.beam is not None and (not isinstance(request.beam, int) or request.beam < 1):
+    if request.beam is not None and (isinstance(request.beam, bool) or not isinstance(request.beam, int) or request.beam < 1):
         raise RankloomError(
             f"beam is {request.beam!r}", place="beam", action="use a beam of at least 1", code="beam-range"
         )
@@ -196,3 +203,30 @@ def check_request(request: Request) -> None:
             action=f"choose one of {', '.join(get_args(SeenPolicy))}",
             code="unknown-policy",
         )
+
+
+def _check_types(request: Request) -> None:
+    for name in ("user", "filter", "query", "surface", "sort", "seen"):
+        value = getattr(request, name)
+        if value is not None and not isinstance(value, str):
+            raise _wrong_type(name, value, "a text")
+    for name in ("exclude", "facets"):
+        value = getattr(request, name)
+        if isinstance(value, str) or not all(isinstance(own, str) for own in value):
+            raise _wrong_type(name, value, "a list of texts")
+    for event in request.history or ():
+        if not isinstance(event, HistoryEvent) or not isinstance(event.item_id, str):
+            raise _wrong_type("history", event, "a list of item ids or HistoryEvents")
+        if event.timestamp is not None and not isinstance(event.timestamp, datetime):
+            raise _wrong_type("history", event.timestamp, "a datetime in each event's timestamp")
+    if request.at is not None and not isinstance(request.at, datetime):
+        raise _wrong_type("at", request.at, "a datetime")
+
+
+def _wrong_type(name: str, value: object, wanted: str) -> RankloomError:
+    return RankloomError(f"{name} is {value!r}", place=name, action=f"give {wanted}", code="wrong-type")
+
+
+def _in_utc(when: datetime | None) -> datetime | None:
+    """A time without a zone is in UTC, as in a shop's folder; one that is none is told by `check_request`."""
+    return when.replace(tzinfo=UTC) if isinstance(when, datetime) and when.tzinfo is None else when

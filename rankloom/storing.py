@@ -60,6 +60,7 @@ def load(path: str | Path) -> dict[str, Any]:
         # folders of earlier versions have none
         relevance = Relevance(**own["relevance"]) if own.get("relevance") else None
         removed = np.asarray(own["removed"], dtype=np.int64)
+        read_columns = own.get("read_columns")
         dated, attributed, log_end = bool(own["dated"]), bool(own["attributed"]), own["log_end"]
         config = Config.parse(raw["config"], place=str(config_path))
     with model_folder.reading(ids_path):
@@ -82,7 +83,8 @@ def load(path: str | Path) -> dict[str, Any]:
         folder / model_folder.QUERY_MEMORY, partial(QueryMemory.from_arrays, texts=searched_texts(items))
     )
     with model_folder.reading(folder / model_folder.WEIGHTS):
-        model = build_model(config, tokenizer, items, n_trained=n_trained, dated=dated, attributed=attributed)
+        read = items.select(read_columns or items.columns)
+        model = build_model(config, tokenizer, read, n_trained=n_trained, dated=dated, attributed=attributed)
         model.load_state_dict(model_folder.read_tensors(folder / model_folder.WEIGHTS))
     return {
         "config": config,
@@ -102,6 +104,7 @@ def load(path: str | Path) -> dict[str, Any]:
         "model_version": manifest["model_version"],
         "alive": alive,
         "log_end": None if log_end is None else float(log_end),
+        "read_columns": read_columns,
     }
 
 
@@ -156,6 +159,7 @@ def save(own: Rankloom, path: str | Path, *, overwrite: bool, extra: Mapping[str
                     "dated": own.model.age is not None,
                     "attributed": own.model.items.attributes is not None,
                     "log_end": own.log_end,
+                    "read_columns": list(own.read_columns),
                 },
                 "metadata": own.metadata,
             },

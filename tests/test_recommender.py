@@ -251,3 +251,46 @@ def test_weights_are_judged_by_the_lists_they_serve(bazaar: Shop, model: Rankloo
         ranking, _, _ = model.rank(table, start, row, k=10, weights=weights, queries_at=row, **asked)
         assert value == pytest.approx(float(((ranking.item_BK == target[:, None]) * gain).sum()), abs=1e-3)
     assert fast.max() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("user", 7), ("filter", 3.5), ("query", 12), ("exclude", "item-1"), ("exclude", [1]), ("facets", "brand"), ("history", "item-1"),
+     ("history", [3]), ("history", 3), ("at", "2026-01-01"), ("k", True), ("k", "3"), ("beam", True),
+     ("history", [HistoryEvent("a", timestamp="yesterday")])],  # type: ignore[arg-type]
+)  # fmt: skip
+def test_a_value_of_another_type_is_named(model: Rankloom, name: str, value: object) -> None:
+    with pytest.raises(RankloomError) as caught:
+        model.recommend(**{name: value})  # type: ignore[arg-type]
+    assert caught.value.place == name
+    assert caught.value.action
+
+
+def test_times_without_a_zone_are_in_utc_wherever_this_runs(model: Rankloom) -> None:
+    items, moment = model.items["item_id"].to_list()[:2], datetime(2026, 3, 1, 12)
+    asked = [
+        Request(history=tuple(HistoryEvent(item, timestamp=when) for item in items), at=when, k=5)
+        for when in (moment, moment.replace(tzinfo=UTC))
+    ]
+    assert asked[0] == asked[1]
+
+
+def test_a_column_that_came_live_can_be_filtered_and_changes_no_order(model: Rankloom, model_path: Path, tmp_path: Path) -> None:
+    own = Rankloom.from_pretrained(model_path)
+    own.items = own.items.drop("brand", "in_stock")
+    own.read_columns = tuple(own.items.columns)
+    own._refresh()
+    before = own.recommend(own.users[0], k=20, seen="allow")
+    first = before.items[0].item_id
+    title = own.items.filter(pl.col("item_id") == first)["title"]
+    own.add_items(pl.DataFrame({"item_id": [first], "title": title, "brand": ["Newbrand"], "in_stock": [True]}))
+    assert own.recommend(own.users[0], k=20, seen="allow").items == before.items
+    assert [item.item_id for item in own.recommend(k=5, filter="brand == 'Newbrand'").items] == [first]
+    found = own.search("newbrand", k=5, facets=["brand"])
+    assert found.items[0].item_id == first
+    assert found.facets == {"brand": [("Newbrand", 1)]}
+    # a folder keeps which columns the network has read
+    own.save_pretrained(tmp_path / "own")
+    again = Rankloom.from_pretrained(tmp_path / "own")
+    assert again.read_columns == own.read_columns
+    assert again.recommend(own.users[0], k=20, seen="allow").items == before.items

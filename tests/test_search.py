@@ -14,7 +14,8 @@ from rankloom.choosing import FEW, choose_search, questions
 from rankloom.config import Config
 from rankloom.data.sequences import VALID, load_sequences
 from rankloom.data.shop import Shop
-from rankloom.decoding.choices import UNTRIED_SEARCH
+from rankloom.decoding.choices import UNTRIED_SEARCH, Choices
+from rankloom.decoding.query_memory import NAMED
 from rankloom.decoding.refine_features import FEATURES, SEARCH_FEATURES
 from rankloom.decoding.select import Weights
 from rankloom.errors import RankloomError
@@ -40,6 +41,47 @@ def test_a_rare_word_brings_its_items_first(model: Rankloom) -> None:
     word, owners = rare_word(model)
     found = [item.item_id for item in model.search(word, k=len(owners)).items]
     assert set(found) == owners
+
+
+def test_who_types_a_title_finds_its_item_first(model: Rankloom) -> None:
+    titles = model.items.filter(pl.col("title").is_unique())["title"].to_list()
+    asked = [title for title in titles[::17] if len(set(words(title))) >= NAMED][:12]
+    assert len(asked) == 12
+    assert [model.search(title, k=1, user=model.users[0]).items[0].title for title in asked] == asked
+
+
+def test_a_word_of_today_is_found_whatever_the_log_teaches(model: Rankloom, model_path: Path) -> None:
+    own = Rankloom.from_pretrained(model_path)
+    titles = [f"qzvwok{letter} {title}" for letter, title in zip("abcdefgh", own.items["title"].to_list(), strict=False)]
+    new = pl.DataFrame({"item_id": [f"new-{n}" for n in range(8)], "title": titles})
+    own.add_items(new)
+    for item, title in new.rows():
+        assert own.search(title.split()[0], k=1, user=own.users[0]).items[0].item_id == item
+        assert own.search(title, k=1, user=own.users[0]).items[0].item_id == item
+
+
+def test_what_the_log_has_not_searched_is_lifted_above_what_it_taught(model_path: Path) -> None:
+    own = Rankloom.from_pretrained(model_path)
+    made = [f"qzvwok{letter} {title}" for letter, title in zip("abcdefgh", own.items["title"].to_list(), strict=False)]
+    own.add_items(pl.DataFrame({"item_id": [f"new-{n}" for n in range(8)], "title": made}))
+
+    def first(untried: float) -> int:
+        # words are worth nothing, as a log teaches whose people often take what lacks one
+        own.search_choices = Choices(Weights(0.0, 0.3, untried=untried), UNTRIED_SEARCH.generator_weights)
+        return sum(own.search(title.split()[0], k=1).items[0].item_id.startswith("new-") for title in made)
+
+    assert first(16.0) == 8
+    assert first(0.0) < 8
+
+
+def test_values_of_attributes_are_searched(model: Rankloom, model_path: Path) -> None:
+    own = Rankloom.from_pretrained(model_path)
+    made = {"item_id": "new-a", "title": "plain shirt", "attributes": [{"key": "material", "value": "zyxcotton"}]}
+    own.add_items(pl.DataFrame([made]))
+    found = own.search("zyxcotton", k=1, explain=True).items[0]
+    assert found.item_id == "new-a"
+    assert found.explanation is not None
+    assert found.explanation.words[0].where == ("attributes",)
 
 
 def test_a_slip_is_forgiven_and_said(model: Rankloom) -> None:
@@ -232,7 +274,12 @@ def test_what_cannot_be_sorted_or_counted_is_said(model: Rankloom) -> None:
 
 
 def test_a_search_that_nothing_matches_says_so(model: Rankloom) -> None:
-    word, _ = rare_word(model)
+    word, owners = rare_word(model)
+    # a filter that leaves none of the matches
+    banned = " and ".join(f"item_id != '{item}'" for item in sorted(owners))
+    narrowed = model.search(word, k=2, sort="price", filter=banned)
+    assert (narrowed.no_match, narrowed.matches) == (True, 0)
+    assert model.search(word, k=2, seen="mask", surface="feed").items
     assert model.search("qqqqzzzz", k=2).no_match
     assert not model.search(word, k=2).no_match
     assert not model.recommend(model.users[0], k=2).no_match

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rankloom import model_folder
+from rankloom import model_folder, telling
 from rankloom.calibrating import ENOUGH, calibrate_search
 from rankloom.data.sequences import VALID, load_sequences
 from rankloom.data.shop import Shop
@@ -184,8 +184,9 @@ def test_nothing_is_explained_unasked(model: Rankloom, monkeypatch: pytest.Monke
     def never(*_: object, **__: object) -> None:
         raise AssertionError("explained")
 
-    for name in ("_explanations", "_reasons_for", "_parts"):
-        monkeypatch.setattr(model, name, never)
+    for name in ("explanations", "reasons"):
+        monkeypatch.setattr(model.teller, name, never)
+    monkeypatch.setattr(telling, "parts", never)
     word, _ = rare_word(model)
     assert all(item.explanation is None for item in model.search(word, k=3).items)
     with pytest.raises(AssertionError, match="explained"):

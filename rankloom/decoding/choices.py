@@ -34,5 +34,5 @@ class Choices:
     broad: BroadOrder | None = None
 
 
-UNTRIED_SEARCH: Final = Choices(Weights(mix=1.0, memory=0.9, words=4.0), Weights(mix=1.0, memory=0.9))
+UNTRIED_SEARCH: Final = Choices(Weights(mix=1.0, memory=0.9, words=4.0, untried=16.0), Weights(mix=1.0, memory=0.9))
 """For a shop whose log has no searches to choose on: the words decide most."""

@@ -30,7 +30,7 @@ def query_evidence(
         query_BD: vectors of the queries; their last columns lie in the space of `unit_ID`.
         unit_ID: unit vectors of the items.
     """
-    relevance, coverage, place = (np.zeros(item_BC.shape, np.float32) for _ in range(3))
+    relevance, coverage, place, untried = (np.zeros(item_BC.shape, np.float32) for _ in range(4))
     breadth = np.zeros(len(matches), np.float32)
     for number, match in enumerate(matches):
         if not len(match.row):
@@ -43,6 +43,7 @@ def query_evidence(
         relevance[number] = np.where(found, match.relevance[at], 0)
         coverage[number] = np.where(found, match.coverage[at], 0)
         place[number] = np.where(found, 1 / (1 + match.place[at]), 0)
+        untried[number] = np.where(found, match.untried[at], 0)
     item = item_BC.clamp_min(0)
     query = torch.nn.functional.normalize(query_BD[:, query_BD.shape[1] - unit_ID.shape[1] :].float(), dim=1)
     request = torch.arange(len(item))[:, None].expand_as(item)
@@ -51,6 +52,7 @@ def query_evidence(
         relevance_BC=torch.from_numpy(relevance),
         coverage_BC=torch.from_numpy(coverage),
         place_BC=torch.from_numpy(place),
+        untried_BC=torch.from_numpy(untried),
         near_BC=torch.einsum("bcd,bd->bc", unit_ID[item], query),
         behaviour_BC=told,
         breadth_B=torch.from_numpy(breadth),

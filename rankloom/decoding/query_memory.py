@@ -14,6 +14,11 @@ script (semantic/words.py); one that nothing knows is read as the known word few
 title that claims too much is not believed (semantic/stuffing.py). The words that people typed before they took an item are its
 synonyms: they find it, and are forgiven slips, as the words of its text are.
 
+What is learned from a log's searches holds for words like theirs: a shop whose people search for kinds and styles teaches that the taken
+item often lacks a word. Of a word that no search has had, a model number or a brand of today, it says nothing, and who types it is taken
+at their word, and so is who types the whole title of an item. So a match tells how much of the query an item has in such untried words,
+and the order lifts it (`Weights.untried`).
+
 Shapes: I catalogue rows, V words, E entries, B requests, N named (request, item) pairs.
 """
 
@@ -22,7 +27,7 @@ from __future__ import annotations
 import copy
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -47,6 +52,12 @@ CERTAINTY: Final = 5.0
 """Amount of all that a fully understood query says, beside `EVIDENCE` (memory.py)."""
 SLIP: Final = 0.7
 """Weight of a word that was corrected."""
+TRIED: Final = 3.0
+"""Items taken after a search with a word, by which what is untried of it falls to one e-th."""
+NAMED: Final = 4
+"""Words from which on a query that has all words of a title, and no others, names the item."""
+_COMPARED: Final = 50
+"""Items whose titles are compared, at most: of more with all words of a query it names none."""
 _KEPT: Final = 2_048
 
 IntArray = NDArray[np.int64]
@@ -62,6 +73,8 @@ class Match:
         relevance: (n,) BM25 score over the best one's, in (0, 1].
         coverage: (n,) share of the query that the item has, words weighed by how rare they are.
         place: (n,) 0-based place by relevance.
+        untried: (n,) share of the query that the item has in words that no search of the log has had, less where few have; 1 where the
+            query is its title.
         read_as: words of the query that were taken for another one, and for which.
         unknown: words of the query that nothing knows.
     """
@@ -70,6 +83,7 @@ class Match:
     relevance: FloatArray
     coverage: FloatArray
     place: IntArray
+    untried: FloatArray
     read_as: tuple[tuple[str, str], ...] = ()
     unknown: tuple[str, ...] = ()
 
@@ -94,12 +108,15 @@ class ReadWord:
 
 
 def searched_texts(items: pl.DataFrame) -> list[str]:
-    """Title, brand, category path and attributes of every item, whatever of them there is."""
-    columns = [items["title"].fill_null("")]
+    """Title, brand, category path and values of attributes of every item, whatever of them there is; the title is the first line."""
+    columns = [items["title"].fill_null("").str.replace_all("\n", " ", literal=True) + "\n"]
     if "brand" in items.columns:
         columns.append(items["brand"].cast(pl.String, strict=False).fill_null(""))
     if "category" in items.columns and items["category"].dtype == pl.List(pl.String):
         columns.append(items["category"].list.join(" ", ignore_nulls=True).fill_null(""))
+    if "attributes" in items.columns and isinstance(items["attributes"].dtype, pl.List):
+        value = pl.col("attributes").list.eval(pl.element().struct.field("value")).list.join(" ", ignore_nulls=True)
+        columns.append(items.select(value.fill_null("")).to_series())
     return pl.select(pl.concat_str(columns, separator=" ")).to_series().to_list()
 
 
@@ -129,7 +146,7 @@ class QueryMemory:
         vocabulary: dict[str, int] = {}
         counted: Counter[tuple[int, int]] = Counter()
         for row, query in takes:
-            counted.update((row, vocabulary.setdefault(word, len(vocabulary))) for word in set(words(query)))
+            counted.update((row, vocabulary.setdefault(word, len(vocabulary))) for word in dict.fromkeys(words(query)))
         text = _counts(texts, vocabulary)
         pairs = sorted(counted)
         asked: Any = (
@@ -193,6 +210,8 @@ class QueryMemory:
         text = believed(text, np.where(alive_I, group_I, -1))
         asked = sparse.csr_matrix(present @ self._asked)
         # what an item says of itself needs no second telling: it would make the words of popular items weigh more
+        taken_V = np.bincount(self._asked.indices, minlength=len(self.vocabulary))
+        self._untried = np.exp(-taken_V / TRIED).astype(np.float32)
         asked = asked - asked.multiply(text > 0)
         total = sparse.csr_matrix(text + asked)
         total.eliminate_zeros()
@@ -227,20 +246,34 @@ class QueryMemory:
             self._kept.move_to_end(asked)
         return found
 
-    def _match(self, query: str, typos: int) -> Match:
+    def match_among(self, query: str, typos: int, allowed_I: NDArray[np.bool_]) -> Match:
+        """`match`, of the items that are allowed alone: a filter may leave none of the thousand best of the whole catalogue."""
+        found = self.match(query, typos)
+        if len(found.row) < DEPTH:
+            kept = allowed_I[found.row]
+            place = np.empty(int(kept.sum()), dtype=np.int64)
+            place[np.argsort(found.place[kept], kind="stable")] = np.arange(len(place))
+            relevance = found.relevance[kept] / max(float(found.relevance[kept].max(initial=0.0)), 1e-9)
+            return replace(
+                found, row=found.row[kept], relevance=relevance, coverage=found.coverage[kept], place=place, untried=found.untried[kept]
+            )  # fmt: skip
+        return self._match(query, typos, allowed_I)
+
+    def _match(self, query: str, typos: int, allowed_I: NDArray[np.bool_] | None = None) -> Match:
         n = len(self._texts)
-        score, covered = np.zeros(n, np.float32), np.zeros(n, np.float32)
+        score, covered, untried = np.zeros(n, np.float32), np.zeros(n, np.float32), np.zeros(n, np.float32)
         whole = 0.0
         read = self.read(query, typos)
-        for own in read:
+        for own, share in zip(read, self._untried_shares(read), strict=True):
             if own.number < 0:
                 whole += self._unknown
                 continue
             rows, impact, idf = self._entries(own)
             score[rows] += own.weight * impact
             covered[rows] += own.weight * idf
+            untried[rows] += own.weight * idf * share
             whole += idf
-        row = np.flatnonzero(score > 0)
+        row = np.flatnonzero(score > 0 if allowed_I is None else (score > 0) & allowed_I)
         if len(row) > DEPTH:
             row = row[np.argpartition(-score[row], DEPTH - 1)[:DEPTH]]
             row.sort()
@@ -250,7 +283,32 @@ class QueryMemory:
         place[order] = np.arange(len(row))
         read_as = corrections(read)
         unknown = tuple(own.word for own in read if own.number < 0)
-        return Match(row, score[row] / best, covered[row] / max(whole, 1e-9), place, read_as, unknown)
+        coverage, meant = (own[row] / max(whole, 1e-9) for own in (covered, untried))
+        meant[self._titled(row, coverage, read)] = 1.0
+        return Match(row, score[row] / best, coverage, place, meant, read_as, unknown)
+
+    def _titled(self, row: IntArray, coverage: FloatArray, read: Sequence[ReadWord]) -> IntArray:
+        """Places among the rows whose title the query is, in whatever order."""
+        asked = {own.read_as or words(own.word)[0] for own in read if own.number >= 0}
+        if len(asked) < max(NAMED, len(read)):
+            return np.zeros(0, dtype=np.int64)
+        full = np.flatnonzero(coverage >= coverage.max(initial=0.0) - 1e-6)
+        if len(full) > _COMPARED:
+            return np.zeros(0, dtype=np.int64)
+        return full[[set(words(self._texts[row[place]].split("\n", 1)[0])) == asked for place in full.tolist()]]
+
+    def _untried_shares(self, read: Sequence[ReadWord]) -> list[float]:
+        """How far each word is one that no search of the log has had. A Chinese pair that meets a tried one in a character counts as that
+        does: two words that stand together make a pair that is no word."""
+        own = [1.0 if word.number < 0 else float(self._untried[list(word.within) or word.number].min()) for word in read]
+        forms = [word.read_as or word.word for word in read]
+        out = list(own)
+        for place in range(1, len(read)):
+            first, second = forms[place - 1], forms[place]
+            if is_pair(first) and is_pair(second) and first[1] == second[0]:
+                out[place - 1] = min(out[place - 1], own[place])
+                out[place] = min(out[place], own[place - 1])
+        return out
 
     def _entries(self, own: ReadWord) -> tuple[IntArray, FloatArray, float]:
         """(E,) rows, each once, (E,) BM25 impacts and the idf of a known word; a character counts as the best word that has it."""

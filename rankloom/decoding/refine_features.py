@@ -94,6 +94,7 @@ class QueryEvidence:
         relevance_BC: BM25 score over that of the best item.
         coverage_BC: share of the query's words that the item has.
         place_BC: 1 / (1 + place by relevance).
+        untried_BC: share of the query's words that the item has and that no search of the log has had (query_memory.py).
         near_BC: cosine of query and item.
         behaviour_BC: amount of the behaviour memory, which the memory of a search has taken in.
         breadth_B: in [0, 1], 0 where one item has as many of the query's words as the best, 1 where a thousand have: whether the words
@@ -103,6 +104,7 @@ class QueryEvidence:
     relevance_BC: Tensor
     coverage_BC: Tensor
     place_BC: Tensor
+    untried_BC: Tensor
     near_BC: Tensor
     behaviour_BC: Tensor
     breadth_B: Tensor

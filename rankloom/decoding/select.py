@@ -37,6 +37,7 @@ class Weights:
         now: weight of the log of how often an item is taken at that moment, beside the two scores.
         refine: 1 where the refiner has the last word, 0 where it has none.
         words: what an item that has all words of a search gains beside the two scores, in nats; less for a part of them.
+        untried: the same for words that no search of the log has had, of which nothing else was learned.
     """
 
     mix: float = 0.5
@@ -46,6 +47,7 @@ class Weights:
     now: float = 0.0
     refine: float = 0.0
     words: float = 0.0
+    untried: float = 0.0
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
 MAX_BODY: Final = 2_000_000
 _MAX_INT: Final = 2**62
@@ -25,8 +25,24 @@ def utc(when: datetime) -> datetime:
     return when.astimezone(UTC)
 
 
-Moment = Annotated[datetime, AfterValidator(utc)]
-Seconds = Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
+def _number(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        raise ValueError("a number is needed, not a text or true and false")
+    return value
+
+
+def _time(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a time is needed, not true and false")
+    return value
+
+
+Moment = Annotated[datetime, BeforeValidator(_time), AfterValidator(utc)]
+# JSON has numbers and truth values of its own: "3" and true are no 3 and 1
+Count = Annotated[int, BeforeValidator(_number)]
+Real = Annotated[float, BeforeValidator(_number)]
+Truth = Annotated[bool, Strict()]
+Seconds = Annotated[Real, Field(ge=0, le=1e7, allow_inf_nan=False)]
 Id = Annotated[str, Field(min_length=1, max_length=200)]
 Surface = Literal["feed", "search", "ads"]
 
@@ -47,6 +63,7 @@ class HistoryItem(Body):
     timestamp: Moment | None = None
     watch_s: Seconds | None = None
     surface: Surface = "feed"
+    query: str | None = Field(default=None, max_length=500)
 
 
 class Ask(Body):
@@ -57,17 +74,17 @@ class Ask(Body):
     user_id: str | None = Field(default=None, max_length=200)
     history: list[HistoryItem] | None = Field(default=None, max_length=2000)
     query: str | None = Field(default=None, max_length=500)
-    k: int = Field(default=10, ge=1, le=200)
+    k: Count = Field(default=10, ge=1, le=200)
     filter: str | None = Field(default=None, max_length=4000)
     exclude: list[Annotated[str, Field(max_length=200)]] = Field(default=[], max_length=1000)
-    explain: bool = False
+    explain: Truth = False
     sort: str | None = Field(default=None, max_length=100)
     """Searches: order the matches by a column of numbers or dates: `price`, `-price`, `newest`, ..."""
     facets: list[Annotated[str, Field(max_length=100)]] = Field(default=[], max_length=10)
     """Searches: columns whose values among the matches are counted."""
-    min_relevance: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    min_relevance: Real | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     """Searches: show only results whose `relevance` is at least this; the list may be shorter than k, or empty."""
-    max_typos: int | None = Field(default=None, ge=0, le=2)
+    max_typos: Count | None = Field(default=None, ge=0, le=2)
     """Searches: slips of a word that are forgiven, 0 for none."""
     cursor: str | None = Field(default=None, max_length=20_000)
     """`next_cursor` of the page before: the same question again, without what was shown."""
@@ -162,13 +179,13 @@ class EventIn(Body):
     user_id: Id
     item_id: Id
     event: str = Field(max_length=100)
-    timestamp: datetime | None = None
+    timestamp: Annotated[datetime, BeforeValidator(_time)] | None = None
     watch_s: Seconds | None = None
     surface: Surface = "feed"
-    position: int | None = Field(default=None, ge=0, le=100_000)
+    position: Count | None = Field(default=None, ge=0, le=100_000)
     query: str | None = Field(default=None, max_length=500)
     request_id: str | None = Field(default=None, max_length=200)
-    value: float | None = Field(default=None, ge=-1e15, le=1e15, allow_inf_nan=False)
+    value: Real | None = Field(default=None, ge=-1e15, le=1e15, allow_inf_nan=False)
 
 
 class Events(Body):
@@ -195,17 +212,17 @@ class ItemIn(Body):
     description: str | None = Field(default=None, max_length=20_000)
     brand: str | None = Field(default=None, max_length=500)
     category: list[Annotated[str, Field(max_length=500)]] | None = Field(default=None, max_length=20)
-    price: float | None = Field(
+    price: Real | None = Field(
         default=None, ge=0, le=1e12, allow_inf_nan=False, exclude=True, description="in the currency's unit, instead of price_micros"
     )
-    price_micros: int | None = Field(default=None, ge=0, le=_MAX_INT)
+    price_micros: Count | None = Field(default=None, ge=0, le=_MAX_INT)
     currency: str | None = Field(default=None, max_length=10)
     attributes: dict[Annotated[str, Field(max_length=200)], Annotated[str, Field(max_length=2000)]] | None = Field(
         default=None, max_length=100
     )
     created_at: Moment | None = None
     duration_s: Seconds | None = None
-    in_stock: bool | None = None
+    in_stock: Truth | None = None
     image_url: str | None = Field(default=None, max_length=2000)
 
     @model_validator(mode="after")
@@ -251,7 +268,7 @@ class Deployment(Body):
     model_config = _example(folder="model-2", mode="canary", share=0.1)
     folder: str = Field(min_length=1, max_length=500)
     mode: Literal["current", "canary", "shadow"] = "current"
-    share: float = Field(default=0.1, gt=0, le=1, allow_inf_nan=False)
+    share: Real = Field(default=0.1, gt=0, le=1, allow_inf_nan=False)
     """Share of people that a canary answers."""
 
 

@@ -245,7 +245,7 @@ class Service:
         """Whose history counts: the one that was sent, else the model folder's and then what came since."""
         if ask.history is not None:
             return [
-                HistoryEvent(h.item_id, event_kind(h.event) or h.event, h.timestamp, h.watch_s, h.surface) for h in ask.history
+                HistoryEvent(h.item_id, event_kind(h.event) or h.event, h.timestamp, h.watch_s, h.surface, query=h.query) for h in ask.history
             ]
         if ask.user_id is None or person is None:
             return []

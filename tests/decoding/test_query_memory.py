@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rankloom.decoding import query_memory
 from rankloom.decoding.memory import BehaviourMemory
 from rankloom.decoding.query_evidence import query_evidence
 from rankloom.decoding.query_memory import (
@@ -194,3 +198,64 @@ def test_a_query_is_as_broad_as_many_items_have_all_that_can_be_had_of_it() -> N
     queries = ["hat", "red hat 7", "scarf"]
     evidence: Any = query_evidence(torch.zeros(3, 1, dtype=torch.long), [own.match(query) for query in queries], NOTHING, torch.ones(3, 4), unit)
     assert evidence.breadth_B.tolist() == pytest.approx([np.log(30) / np.log(1000), 0.0, 0.0], abs=1e-6)
+
+
+def test_what_is_stored_does_not_hang_on_how_strings_are_hashed() -> None:
+    code = (
+        "import hashlib\nfrom rankloom.decoding.query_memory import QueryMemory\n"
+        "own = QueryMemory.fit(['red kettle', 'blue steel pan'], [(0, 'a red steel kettle for tea'), (1, 'pan of blue steel')])\n"
+        "print(hashlib.sha256(b''.join(part.tobytes() for part in own.arrays().values())).hexdigest())"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }  # fmt: skip
+    assert len(told) == 1
+
+
+def test_words_that_no_search_has_had_are_told_and_tried_ones_fade() -> None:
+    own = memory([(0, "cotton")] * 9 + [(row, "silk") for row in (0, 1, 2)])
+    brand = own.match("red shirt")
+    assert brand.row.tolist() == [0, 1]
+    assert brand.untried[0] == pytest.approx(1.0)  # both words, and no search had either
+    assert 0 < brand.untried[1] < brand.untried[0]
+    # three items were taken after "silk": one e-th is left of it
+    silk = own.match("silk")
+    assert silk.untried[silk.row.tolist().index(2)] == pytest.approx(math.exp(-1))
+
+
+def test_two_chinese_words_that_meet_make_no_untried_word() -> None:
+    own = QueryMemory.fit(["平价乐福鞋", "价乐", "平价"], [(0, "平价"), (1, "平价"), (2, "平价")] * 4 + [(n, "乐福") for n in (0, 1, 2)])
+    pairs = {word.word: share for word, share in zip(own.read("平价乐福"), own._untried_shares(own.read("平价乐福")), strict=True)}
+    assert pairs["价乐"] == pytest.approx(pairs["平价"])
+    assert pairs["平价"] < 0.4
+    assert own.match("价乐").untried.max() > 0.6  # alone it is meant
+
+
+def test_a_whole_title_names_its_item_and_a_short_one_does_not() -> None:
+    texts = ["acme steel pan large\nAcme Kitchen", "acme steel pan large red\nAcme Kitchen", "pan\nAcme Kitchen"]
+    own = QueryMemory.fit(texts, [(row, "acme steel pan large red") for row in range(3)] * 9)
+    named = own.match("Large steel PAN, acme")
+    assert named.row.tolist() == [0, 1, 2]
+    assert named.untried[0] == 1.0
+    assert named.untried[1:].max() < 0.4
+    assert own.match("pan").untried.max() < 0.4
+
+
+def test_a_filter_is_asked_before_the_thousand_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["lamp"] * 6 + ["lamp of a long and winding title"] * 3
+    own = QueryMemory.fit(texts, [])
+    late = np.arange(9) >= 6
+    whole = own.match_among("lamp", 1, late)
+    assert whole.row.tolist() == [6, 7, 8]
+    assert whole.relevance.max() == pytest.approx(1.0)
+    assert sorted(whole.place.tolist()) == [0, 1, 2]
+    monkeypatch.setattr(query_memory, "DEPTH", 5)
+    own = QueryMemory.fit(texts, [])
+    assert len(own.match("lamp").row) == 5
+    cut = own.match_among("lamp", 1, late)
+    assert cut.row.tolist() == [6, 7, 8]
+    np.testing.assert_allclose(cut.relevance, whole.relevance)
+    np.testing.assert_allclose(cut.coverage, whole.coverage)

@@ -127,7 +127,7 @@ def test_what_a_person_takes_of_the_matches_is_told_whatever_else_they_take() ->
 
     def told(coverage: list[float]) -> tuple[list[float], list[float]]:
         given = torch.tensor([coverage])
-        request.query = QueryEvidence(given, given, given, given, given, torch.zeros(1))
+        request.query = QueryEvidence(given, given, given, given, given, given, torch.zeros(1))
         out = features(request, own)[0]
         before = len(FEATURES) + len(SEARCH_FEATURES)
         places = [before + BROAD_FEATURES.index(f"{log}share of code among the matches") for log in ("", "log ")]
