@@ -26,9 +26,9 @@ import numpy as np
 
 from rankloom.bidding.protocol import Campaigns, Decision, FloatArray, History, Observation
 from rankloom.bidding.serve import explain
+from rankloom.bidding.serve.accounts import Account
 from rankloom.bidding.serve.engine import Arm, Engine, SlotTraffic
 from rankloom.bidding.serve.fallback import SafePacing
-from rankloom.bidding.serve.ledger import Account
 from rankloom.bidding.serve.money import MAX_MICROS, MICROS, PPB
 from rankloom.bidding.serve.worker import ControllerFailedError, LocalController, RemoteController
 

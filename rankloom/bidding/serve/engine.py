@@ -28,8 +28,9 @@ from rankloom.bidding.protocol import FloatArray, IntArray
 from rankloom.bidding.serve import openrtb
 from rankloom.bidding.serve.campaigns import Campaign, Creative
 from rankloom.bidding.serve.landscape import Landscape
-from rankloom.bidding.serve.ledger import Ledger, Outcome, Refusal
+from rankloom.bidding.serve.ledger import Ledger, Refusal
 from rankloom.bidding.serve.money import PPB, cpm_text, floor_to_micros, parse_cpm
+from rankloom.bidding.serve.notices import Outcome
 from rankloom.bidding.serve.openrtb import (
     FIRST_PRICE,
     FIXED_PRICE,

@@ -14,9 +14,9 @@ from typing import Any, Final
 import numpy as np
 
 from rankloom.bidding.protocol import FloatArray
+from rankloom.bidding.serve.accounts import Account
 from rankloom.bidding.serve.engine import SlotTraffic
 from rankloom.bidding.serve.landscape import Landscape
-from rankloom.bidding.serve.ledger import Account
 from rankloom.bidding.serve.money import PPB, units
 
 RAISE: Final = 1.1

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from rankloom.bidding.serve.accounts import Account
 from rankloom.bidding.serve.campaigns import Campaign, CampaignChange, CampaignFile, check
 from rankloom.bidding.serve.control import Control, ControlSettings, tick_end, tick_of
 from rankloom.bidding.serve.engine import _BUCKETS, Arm, Engine, EngineSettings, Reply, SlotTraffic
-from rankloom.bidding.serve.ledger import Account, Ledger, LedgerSettings
+from rankloom.bidding.serve.ledger import Ledger, LedgerSettings
 from rankloom.bidding.serve.money import PPB
 from rankloom.bidding.serve.pcvr import SegmentTable
 from rankloom.bidding.serve.worker import RemoteController
