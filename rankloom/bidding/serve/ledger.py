@@ -257,11 +257,12 @@ class Ledger:
 
         Without a readable price the win notice's price counts, else the bid itself.
         """
-        idle = notices.idle_bill(self._books, bid)
+        books = self._books
+        idle = notices.idle_bill(books, bid)
         if idle is not None:
             return self._no_effect(idle)
-        block, at = self._books.bids.at(bid)
-        own = self.accounts[block.account[at]]
+        block, at = books.bids.at(bid)
+        own = books.accounts[block.account[at]]
         late, disputed = own.late_bills, own.disputed - own.over_price
         self._record(records.BILL, records.NOTICE_COLUMNS.pack(bid, self._at(now), -1 if price is None else price))
         if own.disputed - own.over_price > disputed:
