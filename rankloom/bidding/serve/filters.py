@@ -72,31 +72,25 @@ def blocked(request: BidRequest, arm: Arm) -> Reason | None:
         return Reason.COPPA
     if request.badv and any(openrtb.domain_matches(own, bad) for bad in request.badv for own in campaign.adomain):
         return Reason.DOMAIN
-    if (request.bcat or request.acat) and not _categories_allowed(request, arm):
-        return Reason.CATEGORY
+    if request.bcat or request.acat:
+        own = arm.blocked_as.get(request.cattax or 1)
+        # categories in another taxonomy cannot be compared: stay out rather than break the publisher's rule
+        if not own:
+            return Reason.CATEGORY
+        if request.bcat and any(openrtb.category_matches(mine, bad) for bad in request.bcat for mine in own):
+            return Reason.CATEGORY
+        if request.acat and not any(openrtb.category_matches(mine, good) for good in request.acat for mine in own):
+            return Reason.CATEGORY
     if request.bapp and campaign.bundle is not None and campaign.bundle in request.bapp:
         return Reason.APP
     target = campaign.targeting
-    if (target.sites or target.blocked_sites) and not _place_allowed(request, target):
-        return Reason.SITE
+    if target.sites or target.blocked_sites:
+        place = (request.site.domain if request.site else None) or (request.app.domain if request.app else None) or ""
+        if target.sites and not any(openrtb.domain_matches(place, own) for own in target.sites):
+            return Reason.SITE
+        if any(openrtb.domain_matches(place, own) for own in target.blocked_sites):
+            return Reason.SITE
     return None
-
-
-def _categories_allowed(request: BidRequest, arm: Arm) -> bool:
-    own = arm.blocked_as.get(request.cattax or 1)
-    # categories in another taxonomy cannot be compared: stay out rather than break the publisher's rule
-    if not own:
-        return False
-    if request.bcat and any(openrtb.category_matches(mine, bad) for bad in request.bcat for mine in own):
-        return False
-    return not request.acat or any(openrtb.category_matches(mine, good) for good in request.acat for mine in own)
-
-
-def _place_allowed(request: BidRequest, target: Targeting) -> bool:
-    place = (request.site.domain if request.site else None) or (request.app.domain if request.app else None) or ""
-    if target.sites and not any(openrtb.domain_matches(place, own) for own in target.sites):
-        return False
-    return not any(openrtb.domain_matches(place, own) for own in target.blocked_sites)
 
 
 def _share_one(blocked: list[int] | None, own: tuple[int, ...]) -> bool:
