@@ -42,8 +42,9 @@ from _common import ROOT, Benchmark, argument_parser
 sys.path.insert(0, str(ROOT))
 from rankloom.bidding.protocol import Campaigns, Decision, Observation
 from rankloom.bidding.serve.journal import frames
-from rankloom.bidding.serve.ledger import _S_BID, _S_NOTICE, _S_ORPHAN, KINDS, Ledger, LedgerSettings
+from rankloom.bidding.serve.ledger import Ledger, LedgerSettings
 from rankloom.bidding.serve.money import cpm_text
+from rankloom.bidding.serve.records import BID_COLUMNS, KINDS, NOTICE_COLUMNS, ORPHAN_COLUMNS
 from rankloom.progress import Progress
 from tests.bidding.openrtb_requests import BANNER, VIDEO, campaign_file, request
 
@@ -342,11 +343,11 @@ def compare(ledger_folder: Path, exchange: Exchange) -> dict[str, Any]:
     for kind, payload in records(ledger_folder):
         name = KINDS.get(kind)
         if name == "bill":
-            billed[_S_NOTICE.unpack(payload)[0]] += 1
+            billed[NOTICE_COLUMNS.unpack(payload)[0]] += 1
         elif name == "orphan":
-            billed[_S_ORPHAN.unpack(payload)[0]] += 1
+            billed[ORPHAN_COLUMNS.unpack(payload)[0]] += 1
         elif name == "bid":
-            reserved[_S_BID.unpack(payload)[0]] += 1
+            reserved[BID_COLUMNS.unpack(payload)[0]] += 1
     sent = {int(token.split("-")[0], 16) for token in exchange.charge}
     own = Ledger(ledger_folder, SETTINGS, now=0)
     expected: Counter[int] = Counter()

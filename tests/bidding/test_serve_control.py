@@ -17,13 +17,13 @@ import pytest
 from rankloom.bidding.protocol import Campaigns, Decision, History, Observation
 from rankloom.bidding.serve.campaigns import Campaign, CampaignFile, load_campaigns
 from rankloom.bidding.serve.control import ControlSettings, checked, history_of
-from rankloom.bidding.serve.engine import SlotTraffic
 from rankloom.bidding.serve.explain import responses, sentence, slope
 from rankloom.bidding.serve.fallback import SafePacing
 from rankloom.bidding.serve.landscape import Landscape
 from rankloom.bidding.serve.ledger import LedgerSettings
 from rankloom.bidding.serve.money import PPB
 from rankloom.bidding.serve.service import BidServer
+from rankloom.bidding.serve.slots import SlotTraffic
 from rankloom.bidding.serve.worker import ControllerFailedError, LocalController, Sessions, WorkerController, as_of
 from rankloom.errors import RankloomError
 

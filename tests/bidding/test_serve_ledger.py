@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from rankloom.bidding.serve.bidtable import BILLED, EXPIRED, LOST, OPEN
 from rankloom.bidding.serve.journal import Journal, frame, frames
-from rankloom.bidding.serve.ledger import BILLED, EXPIRED, LOST, OPEN, Ledger, LedgerSettings, Outcome, Refusal
+from rankloom.bidding.serve.ledger import Ledger, LedgerSettings, Refusal
 from rankloom.bidding.serve.money import cpm_text, floor_to_micros, parse_cpm, units
+from rankloom.bidding.serve.notices import Outcome
 from rankloom.errors import RankloomError
 
 SECOND = 1_000_000

@@ -26,10 +26,12 @@ import numpy as np
 
 from rankloom.bidding.protocol import Campaigns, Decision, FloatArray, History, Observation
 from rankloom.bidding.serve import explain
-from rankloom.bidding.serve.engine import Arm, Engine, SlotTraffic
+from rankloom.bidding.serve.accounts import Account
+from rankloom.bidding.serve.arms import Arm
+from rankloom.bidding.serve.engine import Engine
 from rankloom.bidding.serve.fallback import SafePacing
-from rankloom.bidding.serve.ledger import Account
 from rankloom.bidding.serve.money import MAX_MICROS, MICROS, PPB
+from rankloom.bidding.serve.slots import SlotTraffic
 from rankloom.bidding.serve.worker import ControllerFailedError, LocalController, RemoteController
 
 BINDINGS: Final = ("budget", "cpa", "none", "fallback")

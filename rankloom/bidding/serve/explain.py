@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy as np
 
 from rankloom.bidding.protocol import FloatArray
-from rankloom.bidding.serve.engine import SlotTraffic
+from rankloom.bidding.serve.accounts import Account
 from rankloom.bidding.serve.landscape import Landscape
-from rankloom.bidding.serve.ledger import Account
 from rankloom.bidding.serve.money import PPB, units
+from rankloom.bidding.serve.slots import SlotTraffic
 
 RAISE: Final = 1.1
 _BUSIEST: Final = 512

@@ -18,12 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from rankloom.bidding.serve.accounts import Account
+from rankloom.bidding.serve.arms import BUCKETS, Arm
 from rankloom.bidding.serve.campaigns import Campaign, CampaignChange, CampaignFile, check
 from rankloom.bidding.serve.control import Control, ControlSettings, tick_end, tick_of
-from rankloom.bidding.serve.engine import _BUCKETS, Arm, Engine, EngineSettings, Reply, SlotTraffic
-from rankloom.bidding.serve.ledger import Account, Ledger, LedgerSettings
+from rankloom.bidding.serve.engine import Engine, EngineSettings, Reply
+from rankloom.bidding.serve.ledger import Ledger, LedgerSettings
 from rankloom.bidding.serve.money import PPB
 from rankloom.bidding.serve.pcvr import SegmentTable
+from rankloom.bidding.serve.slots import SlotTraffic
 from rankloom.bidding.serve.worker import RemoteController
 from rankloom.errors import RankloomError
 
@@ -560,9 +563,9 @@ class BidServer:
 def _arms(campaign: Campaign) -> list[tuple[str, int, int]]:
     """Account holders of a campaign and their traffic buckets."""
     if campaign.experiment is None:
-        return [(campaign.campaign_id, 0, _BUCKETS)]
-    cut = min(max(round(campaign.experiment.share * _BUCKETS), 1), _BUCKETS - 1)
-    return [(campaign.campaign_id, cut, _BUCKETS), (f"{campaign.campaign_id}#B", 0, cut)]
+        return [(campaign.campaign_id, 0, BUCKETS)]
+    cut = min(max(round(campaign.experiment.share * BUCKETS), 1), BUCKETS - 1)
+    return [(campaign.campaign_id, cut, BUCKETS), (f"{campaign.campaign_id}#B", 0, cut)]
 
 
 def _share(campaign: Campaign, key: str) -> int:
@@ -570,7 +573,7 @@ def _share(campaign: Campaign, key: str) -> int:
     if campaign.experiment is None:
         return campaign.budget_micros
     cut = _arms(campaign)[1][2]
-    second = campaign.budget_micros * cut // _BUCKETS
+    second = campaign.budget_micros * cut // BUCKETS
     return second if key.endswith("#B") else campaign.budget_micros - second
 
 
