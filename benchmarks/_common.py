@@ -37,9 +37,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rankloom.files import write_json
-
 ROOT = Path(__file__).resolve().parent.parent
+# what is measured is the checkout that the benchmark lies in, whatever is installed
+sys.path.insert(0, str(ROOT))
+
+from rankloom.files import write_json  # noqa: E402
+
 ROW_ORDER = ("system", "variant", "metric", "k", "masked", "value", "low", "high", "n")
 
 

@@ -285,3 +285,14 @@ def test_a_broken_server_is_found_by_random_rules(model_path: Path, monkeypatch:
     found = asyncio.run(fuzz.rules(model_path, 100, 0, lies=0.5))
     assert found["rule broken"]
     assert found["seen shown"]
+
+
+def test_known_items_are_asked_for_and_the_switch_is_measured(model_path: Path) -> None:
+    known = load("search_known")
+    rows = known.measure(model_path, 8, 4)
+    value = {(row["system"], row["queries"], row["k"]): row["value"] for row in rows}
+    assert {queries for _, queries, _ in value} == {"whole title", "two rarest words", "new word", "new title"}
+    assert value["rankloom", "whole title", 1] == value["rankloom", "new word", 1] == 1.0
+    assert all(value[system, queries, 1] <= value[system, queries, 10] for system, queries, _ in value)
+    assert len({known.made_word(n) for n in range(200)}) == 200
+    assert known.rarest("red kettle of steel", {"red": 9, "kettle": 1, "of": 50, "steel": 2}) == "kettle steel"
