@@ -34,7 +34,7 @@ class Lexical:
         idf_V: what each word weighs.
         unknown: what a word weighs that no item has.
         gain_IV: csr, what each word gives each item, at most 1 + K1, without its weight.
-        title_IV, category_IV: csr of 0 and 1, who has a word there.
+        title_IV, category_IV, has_IV: csr of 0 and 1, who has a word in title or brand, in the category path, in any.
     """
 
     place: dict[str, int]
@@ -43,6 +43,7 @@ class Lexical:
     gain_IV: sparse.csr_matrix
     title_IV: sparse.csr_matrix
     category_IV: sparse.csr_matrix
+    has_IV: sparse.csr_matrix
 
     @classmethod
     def of(cls, titles: Sequence[str], brands: Sequence[str], categories: Sequence[str]) -> Lexical:
@@ -67,6 +68,7 @@ class Lexical:
             gain,
             _counts(title, place, once=True),
             _counts(category, place, once=True),
+            count_IV.sign(),
         )
 
     def evidence(self, queries: Sequence[str]) -> FloatArray:
@@ -82,8 +84,7 @@ class Lexical:
 
         The paper's relevance comes from a language model's judgements; a file of graded labels may take this place.
         """
-        has_IV = (self.title_IV + self.category_IV).sign()
-        return np.asarray((self._shares(queries) @ has_IV.T).toarray(), dtype=np.float32)
+        return np.asarray((self._shares(queries) @ self.has_IV.T).toarray(), dtype=np.float32)
 
     def _shares(self, queries: Sequence[str]) -> sparse.csr_matrix:
         """(Q, V) the share of each query's weight that each known word of it has; the rest is of unknown words."""
