@@ -4,6 +4,9 @@ The sliding window of the paper makes every take of a person a sample; without i
 gets the default sequence of the query: what is most clicked for it, and where nobody searched so, what is most taken among
 items whose first code is the query's. A sample's own click is never counted there.
 
+A history has what was taken (`Sequences.target`): what was only shown, and what was disliked, is none of it, as in the served
+model's masks. The queries before are those of these takes.
+
 Shapes: C contexts, H places of the long history (oldest first, right-aligned, -1 where none), W window.
 """
 
@@ -31,9 +34,9 @@ class Contexts:
     Attributes:
         user_ids: (C,) whose.
         query_C: number of each query, -1 for none.
-        history_CH: items before.
+        history_CH: items taken before.
         ordered_CH: which of them were ordered.
-        recent_CW: numbers of the queries before, oldest first, right-aligned, -1 where none.
+        recent_CW: numbers of the queries that led to them, oldest first, right-aligned, -1 where none.
         default_CW: the default sequence, only of those without a history.
         target_C: what was taken, -1 where that is asked.
     """
@@ -74,18 +77,18 @@ class Contexts:
 def contexts_of(
     sequences: Sequences, user: NDArray[Any], row: NDArray[Any], query: NDArray[Any], config: BehaviourConfig
 ) -> Contexts:
-    """Contexts of rows of a log: what the person did before the row.
+    """Contexts of rows of a log: what the person took before the row.
 
     Args:
         query: number of each context's own query, in whatever table; the queries before come by the log's numbers.
     """
     length = config.long_length
-    begin = sequences.offsets[user]
-    at = row[:, None] - length + np.arange(length)
-    real = at >= begin[:, None]
-    at = np.where(real, at, 0)
-    if sequences.n_interactions == 0:
-        real[:] = False
+    taken = np.flatnonzero(sequences.target)
+    # places among the takes, of which each person's follow each other
+    begin, end = (np.searchsorted(taken, own) for own in (sequences.offsets[user], row))
+    place = end[:, None] - length + np.arange(length)
+    real = place >= begin[:, None]
+    at = taken[np.where(real, place, 0)] if len(taken) else np.zeros(place.shape, dtype=np.int64)
     orders = [KIND_CODE[kind] for kind in config.orders]
     asked = np.where(real, sequences.query[at], -1)
     # a stable sort moves the places with a query to the end, in their order
@@ -122,7 +125,7 @@ def sampled_contexts(sequences: Sequences, n: int, config: BehaviourConfig, rng:
     trained = sequences.stage == TRAIN
     typed = sequences.query[trained & sequences.target & (sequences.query >= 0)]
     count_U = np.bincount(sequences.user[trained], minlength=sequences.n_users)
-    people = np.flatnonzero(count_U)
+    people = np.unique(sequences.user[trained & sequences.target]).astype(np.int64)
     if not len(typed) or not len(people):
         nobody = np.zeros(0, dtype=np.int64)
         return contexts_of(sequences, nobody, nobody, nobody, config)

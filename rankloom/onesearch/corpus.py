@@ -1,6 +1,6 @@
-"""What is known of items and queries before anybody asks: codes, vectors, words, categories, counts, word agreement.
+"""What is known of items and queries before anybody asks: codes, vectors, words, categories, counts.
 
-Shapes: I items, Q queries, L levels of an ID, R residual levels, A width of vectors, T words of a title.
+Shapes: I items, Q queries, L levels of an ID, A width of vectors, T words of a title.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy import sparse
 
 from rankloom.errors import RankloomError
 from rankloom.onesearch.query_ids import QueryEncoder
@@ -20,9 +19,10 @@ from rankloom.onesearch.settings import OneSearchConfig
 from rankloom.onesearch.vocabulary import Tokens, Vocabulary
 from rankloom.semantic.quantizers.base import FloatArray
 from rankloom.semantic.tokenizer import Tokenizer
-from rankloom.semantic.words import words
 
 N_RESIDUAL = 3
+BRAND_WORDS = 3
+"""Words that are read of a brand."""
 Integers = NDArray[np.int64]
 
 
@@ -38,8 +38,6 @@ class Items:
         category_I: number of each item's category path; items without one have numbers of their own.
         title_IT: tokens that are read of an item's text.
         count_I: training takes.
-        has_word: (I, V) csr of bool, words of title, brand and category.
-        idf_V: what each word weighs.
         quantise: vectors of the quantised space to (N, L) codes.
     """
 
@@ -54,8 +52,6 @@ class Items:
     brands: tuple[str, ...]
     categories: tuple[str, ...]
     count_I: Integers
-    has_word: sparse.csr_matrix
-    idf_V: FloatArray
     quantise: Callable[[FloatArray], NDArray[Any]]
 
     def __len__(self) -> int:
@@ -74,8 +70,6 @@ class Items:
         codes = tokenizer.semantic_ids.codes[:, :levels]
         titles, categories = tuple(items["title"].fill_null("").to_list()), tuple(category_texts(items))
         brands = items["brand"].fill_null("").to_list() if "brand" in items.columns else [""] * items.height
-        has_word = _word_matrix([" ".join(own) for own in zip(titles, brands, categories, strict=True)], vocabulary)
-        frequency = np.asarray(has_word.sum(0)).ravel()
         named = {text: number for number, text in enumerate(dict.fromkeys(text for text in categories if text))}
         own_category = [named.get(text, len(named) + row) for row, text in enumerate(categories)]
         return cls(
@@ -90,8 +84,6 @@ class Items:
             brands=tuple(brands),
             categories=categories,
             count_I=count_I,
-            has_word=has_word,
-            idf_V=np.log1p(items.height / (1.0 + frequency)).astype(np.float32),
             quantise=lambda vectors: tokenizer.quantizer.encode(vectors)[:, :levels],
         )
 
@@ -136,7 +128,7 @@ def _item_tokens(
     title = vocabulary.read(titles, config.stages.title_words)
     if config.stages.item_text == "title":
         return title
-    return np.concatenate([title, vocabulary.read(brands, 3), vocabulary.read(categories, config.stages.title_words)], axis=1)
+    return np.concatenate([title, vocabulary.read(brands, BRAND_WORDS), vocabulary.read(categories, config.stages.title_words)], axis=1)
 
 
 def used_levels(tokenizer: Tokenizer, config: OneSearchConfig) -> int:
@@ -193,33 +185,6 @@ def category_texts(items: pl.DataFrame) -> list[str]:
     if "category" not in items.columns:
         return [""] * items.height
     return [" ".join(path or []) for path in items["category"].to_list()]
-
-
-def agreement(items: Items, queries: Queries) -> sparse.csr_matrix:
-    """(Q, I) the share of a query's weight of words (idf) that an item has, 0 to 1: the relevance S_rel by words.
-
-    The paper's relevance comes from a language model's judgements; a file of graded labels may take this place.
-    """
-    has_query = _token_matrix(queries.word_QT, items.has_word.shape[1])
-    weighted = has_query @ sparse.diags(items.idf_V)
-    total = np.asarray(weighted.sum(1)).ravel()
-    share = sparse.diags(1 / np.maximum(total, 1e-9)) @ (weighted @ items.has_word.T)
-    return sparse.csr_matrix(share, dtype=np.float32)
-
-
-def _word_matrix(texts: Sequence[str], vocabulary: Vocabulary) -> sparse.csr_matrix:
-    longest = max((len(words(text)) for text in texts), default=1)
-    return _token_matrix(vocabulary.read(texts, max(1, longest)), vocabulary.code_start)
-
-
-def _token_matrix(token_NT: Tokens, n_tokens: int) -> sparse.csr_matrix:
-    row, column = np.nonzero(token_NT)
-    matrix = sparse.csr_matrix(
-        (np.ones(len(row), np.float32), (row, token_NT[row, column])), shape=(len(token_NT), n_tokens)
-    )
-    # a word written twice is a word
-    matrix.data[:] = 1.0
-    return matrix
 
 
 def unit(vectors: FloatArray) -> FloatArray:

@@ -11,6 +11,7 @@ Each step can be left out; `folder.py` saves and loads the whole.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -38,10 +39,10 @@ from rankloom.onesearch.generating import Lists, generate
 from rankloom.onesearch.negatives import Feedback, Negatives
 from rankloom.onesearch.pars import Pairs, feedback_pairs, frozen, generated_pairs, train_preferences
 from rankloom.onesearch.profiles import Profiles
-from rankloom.onesearch.prompts import KINDS, Prompts
+from rankloom.onesearch.prompts import KINDS, Prompts, check_places
 from rankloom.onesearch.query_ids import QueryEncoder, item_encoder
 from rankloom.onesearch.reward_model import RewardModel
-from rankloom.onesearch.settings import OneSearchConfig
+from rankloom.onesearch.settings import BehaviourConfig, OneSearchConfig
 from rankloom.onesearch.stages import PersonalTask, Task, alignment_tasks, cooccurrence_tasks, draw_steps
 from rankloom.onesearch.statistics import Statistics
 from rankloom.onesearch.vocabulary import Vocabulary
@@ -93,9 +94,11 @@ class OneSearch:
             users: the shop's people, whose columns `behaviour.profile` are read.
 
         Raises:
-            RankloomError: the tokenizer's IDs are of another kind, or `users` has none of these columns.
+            RankloomError: the tokenizer's IDs are of another kind, `users` has none of the columns that were named in place of
+                the default's, or a part of the prompt has more places than the network can read.
         """
-        profiles = Profiles.of(users, config.behaviour.profile)
+        columns = config.behaviour.profile
+        profiles = Profiles.of(users, columns, required=columns != BehaviourConfig().profile)
         texts = [*items["title"].fill_null("").to_list(), *category_texts(items), *sequences.queries]
         if "brand" in items.columns:
             texts += items["brand"].fill_null("").to_list()
@@ -121,6 +124,7 @@ class OneSearch:
         """A model with fresh weights out of what `build` read from a log and a folder keeps of it."""
         encode = encode or item_encoder(tokenizer)
         sizes = tokenizer.semantic_ids.codebook_sizes[: used_levels(tokenizer, config)]
+        check_places(config, len(sizes))
         vocabulary = Vocabulary(words, sizes)
         own = Items.of(items, tokenizer, count_I, config, vocabulary)
         with torch.random.fork_rng(devices=[]):
@@ -256,10 +260,20 @@ class OneSearch:
     def fit_preference(self, sequences: Sequences, *, quiet: bool = True) -> None:
         """PARS: phase 1 on generated and re-ordered lists, phase 2 on raw feedback.
 
+        With `preference.enabled=false` neither runs, the records of both have 0 steps, and a line on standard error says so.
+
+        Args:
+            quiet: print nothing.
+
         Raises:
             RankloomError: there is no reward model.
         """
         own = self.config.preference
+        if not own.enabled:
+            self.records |= {"phase 1": Record(), "phase 2": Record()}
+            if not quiet:
+                print("PARS is off (preference.enabled=false): the network stays as it is", file=sys.stderr)
+            return
         self._rewarder()
         contexts, feedback = self._feedback(sequences)
         negatives = Negatives(sequences, self.items, self.config.behaviour)

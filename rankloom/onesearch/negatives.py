@@ -20,7 +20,9 @@ from rankloom.training.feedback import calibrated, levels
 
 @dataclass(frozen=True)
 class PairCounts:
-    """Exposures, clicks and orders of (query, item) pairs in the training period; whatever is taken was also shown.
+    """Exposures, clicks and orders of (query, item) pairs in the training period.
+
+    Clicks and orders are of takes (`Sequences.target`); an exposure is any row, as whatever is taken was also shown.
 
     Attributes:
         key_P: ascending query * n_items + item.
@@ -54,6 +56,8 @@ class PairCounts:
         """Category of the most clicked item under each query (the first of equals), -1 where there is none."""
         pair_query, pair_item = self.key_P // self.n_items, self.key_P % self.n_items
         order = np.lexsort((np.arange(len(self.key_P)), -self.count_P3[:, 1], pair_query))
+        # what was only shown tells nothing of the query
+        order = order[self.count_P3[order, 1] > 0]
         known, first = np.unique(pair_query[order], return_index=True)
         if not len(known):
             return np.full(len(query), -1, dtype=np.int64)
@@ -117,15 +121,22 @@ class Negatives:
         self.counts = PairCounts.of(sequences, config)
         self.order_I = np.argsort(items.category_I, kind="stable")
         self.begin = np.searchsorted(items.category_I[self.order_I], np.arange(int(items.category_I.max(initial=0)) + 2))
-        # what was shown to whom under which query and not taken
-        rows = np.flatnonzero(
-            (sequences.stage == TRAIN) & ~sequences.target & (sequences.query >= 0)
-            & (sequences.kind == KIND_CODE["impression"])
-        )  # fmt: skip
         self.n_queries = max(1, len(sequences.queries))
-        key = sequences.user[rows].astype(np.int64) * self.n_queries + sequences.query[rows]
-        order = np.argsort(key, kind="stable")
-        self.shown_key, self.shown_item = key[order], sequences.item[rows][order].astype(np.int64)
+        asked = (sequences.stage == TRAIN) & (sequences.query >= 0)
+        # one number for who asked what and an item
+        place = (sequences.user.astype(np.int64) * self.n_queries + sequences.query) * len(items) + sequences.item
+        self.taken = np.unique(place[asked & sequences.target])
+        # what was shown to whom under which query and not taken, then or at another time
+        shown = place[asked & ~sequences.target & (sequences.kind == KIND_CODE["impression"])]
+        shown = shown[~np.isin(shown, self.taken)]
+        shown = shown[np.argsort(shown // len(items), kind="stable")]
+        self.shown_key, self.shown_item = shown // len(items), shown % len(items)
+        self.shown_pairs = np.unique(shown)
+
+    def was_taken(self, feedback: Feedback, item_CN: NDArray[Any]) -> NDArray[np.bool_]:
+        """(C, N) what each person took under the query, whenever in the training period, and each context's target."""
+        taken = self._among(self.taken, feedback, item_CN) | (item_CN == feedback.target_C[:, None])
+        return np.asarray(taken & (item_CN >= 0))
 
     def shown(self, feedback: Feedback, n: int, rng: np.random.Generator) -> Integers:
         """(C, n) items shown to the person under the query and not taken, drawn with replacement."""
@@ -133,19 +144,19 @@ class Negatives:
         low, high = (np.searchsorted(self.shown_key, key, side=side) for side in ("left", "right"))
         drawn = self._within(low, high, n, rng)
         item = np.where(drawn >= 0, self.shown_item[drawn], -1) if len(self.shown_item) else drawn
-        return np.where(item == feedback.target_C[:, None], -1, item)
+        return np.where(self.was_taken(feedback, item), -1, item)
 
-    def same_category(self, target_C: Integers, n: int, rng: np.random.Generator) -> Integers:
-        """(C, n) other items of the targets' categories, drawn with replacement."""
-        category = self.items.category_I[target_C]
+    def same_category(self, feedback: Feedback, n: int, rng: np.random.Generator) -> Integers:
+        """(C, n) items of the targets' categories that were not taken under the query, drawn with replacement."""
+        category = self.items.category_I[feedback.target_C]
         drawn = self._within(self.begin[category], self.begin[category + 1], n, rng)
         item = np.where(drawn >= 0, self.order_I[drawn], -1)
-        return np.where(item == target_C[:, None], -1, item)
+        return np.where(self.was_taken(feedback, item), -1, item)
 
-    def others(self, target_C: Integers, n: int, rng: np.random.Generator) -> Integers:
-        """(C, n) any other items."""
-        item = rng.integers(len(self.items), size=(len(target_C), n))
-        return np.where(item == target_C[:, None], -1, item)
+    def others(self, feedback: Feedback, n: int, rng: np.random.Generator) -> Integers:
+        """(C, n) any items that were not taken under the query."""
+        item = rng.integers(len(self.items), size=(len(feedback.target_C), n))
+        return np.where(self.was_taken(feedback, item), -1, item)
 
     @staticmethod
     def _within(low: Integers, high: Integers, n: int, rng: np.random.Generator) -> Integers:
@@ -162,7 +173,7 @@ class Negatives:
             ordered_in_search=ordered & ~feedback.from_feed_C[:, None],
             ordered_in_feed=ordered & feedback.from_feed_C[:, None],
             clicked=taken,
-            shown=self._was_shown(feedback, item_CN),
+            shown=self._among(self.shown_pairs, feedback, item_CN),
             same_category=self.items.category_I[item_CN] == self.items.category_I[feedback.target_C][:, None],
         )
         return np.where(item_CN >= 0, calibrated(level, count[..., 0], count[..., 1], count[..., 2]), 0.0)
@@ -182,11 +193,10 @@ class Negatives:
         )
         return np.where(item_CN >= 0, calibrated(level, count[..., 0], count[..., 1], count[..., 2]), 0.0)
 
-    def _was_shown(self, feedback: Feedback, item_CN: NDArray[Any]) -> NDArray[np.bool_]:
-        if not len(self.shown_key):
+    def _among(self, places: Integers, feedback: Feedback, item_CN: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which items are, for who asked what, among ascending numbers of both."""
+        if not len(places):
             return np.zeros(item_CN.shape, dtype=np.bool_)
-        n = len(self.items)
-        pairs = np.unique(self.shown_key * n + self.shown_item)
-        asked = (feedback.user_C * self.n_queries + feedback.query_C)[:, None] * n + item_CN
-        place = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
-        return np.asarray(pairs[place] == asked)
+        asked = (feedback.user_C * self.n_queries + feedback.query_C)[:, None] * len(self.items) + item_CN
+        place = np.minimum(np.searchsorted(places, asked), len(places) - 1)
+        return np.asarray(places[place] == asked)

@@ -123,15 +123,18 @@ def generated_pairs(
         nth: which of the promoted items is preferred (`reorder`).
     """
     found = reorder(item_CK, reward_CK, feedback.target_C, nth)
-    kept = np.flatnonzero(found.kept_C)
-    column = np.argsort(~found.lose_CK[kept], axis=1, kind="stable")[:, :n_rejected]
-    real = np.take_along_axis(found.lose_CK[kept], column, 1)
+    # what the person took under the query another time is no wrong answer
+    lose_CK = found.lose_CK & ~negatives.was_taken(feedback, item_CK)
+    kept_C = found.kept_C & lose_CK.any(1)
+    kept = np.flatnonzero(kept_C)
+    column = np.argsort(~lose_CK[kept], axis=1, kind="stable")[:, :n_rejected]
+    real = np.take_along_axis(lose_CK[kept], column, 1)
     lose = np.where(real, np.take_along_axis(item_CK[kept].astype(np.int64), column, 1), -1)
     win = item_CK[kept, found.win_C[kept]].astype(np.int64)
     own, item = feedback.take(kept), np.concatenate([win[:, None], lose], axis=1)
     unknown = negatives.rewards_of_queries(own.query_C, item)
     reward = np.where((own.target_C >= 0)[:, None], negatives.rewards(own, item), unknown)
-    shares = {"changed": float(found.changed_C.mean()), "kept": float(found.kept_C.mean())} if len(item_CK) else {}
+    shares = {"changed": float(found.changed_C.mean()), "kept": float(kept_C.mean())} if len(item_CK) else {}
     return Pairs(kept, win, lose, reward[:, 0], reward[:, 1:]), shares
 
 
@@ -141,8 +144,8 @@ def feedback_pairs(feedback: Feedback, negatives: Negatives, n_rejected: int, rn
     target = feedback.target_C
     drawn = np.concatenate(
         [
-            negatives.shown(feedback, n_rejected, rng), negatives.same_category(target, n_rejected, rng),
-            negatives.others(target, each, rng),
+            negatives.shown(feedback, n_rejected, rng), negatives.same_category(feedback, n_rejected, rng),
+            negatives.others(feedback, each, rng),
         ],
         axis=1,
     )  # fmt: skip

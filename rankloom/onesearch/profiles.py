@@ -32,18 +32,21 @@ class Profiles:
         return len(self.text_U)
 
     @classmethod
-    def of(cls, users: pl.DataFrame | None, columns: Sequence[str]) -> Profiles:
+    def of(cls, users: pl.DataFrame | None, columns: Sequence[str], *, required: bool = True) -> Profiles:
         """Of a shop's people; nobody has one where there is no table.
 
         Args:
-            columns: what is read, in this order; values that are missing are left out.
+            columns: what is read, in this order; values, and columns, that are missing are left out.
+            required: the table has to have one of the columns.
 
         Raises:
-            RankloomError: the table has none of the columns.
+            RankloomError: the table has none of the columns, and has to.
         """
         if users is None or not columns:
             return cls(np.zeros(0, dtype=np.str_), ())
         there = [name for name in columns if name in users.columns]
+        if not there and not required:
+            return cls(np.zeros(0, dtype=np.str_), ())
         if not there:
             raise RankloomError(
                 f"the table of people has none of the columns {', '.join(columns)}",

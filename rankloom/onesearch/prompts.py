@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rankloom.errors import RankloomError
 from rankloom.models.behaviour_uid import behaviour_codes, centroid_codes, hashed_codes
 from rankloom.models.encoder_decoder import LongHistory, Part, Prompt
 from rankloom.onesearch.contexts import Contexts
-from rankloom.onesearch.corpus import N_RESIDUAL, Items, Queries
+from rankloom.onesearch.corpus import BRAND_WORDS, N_RESIDUAL, Items, Queries
 from rankloom.onesearch.profiles import Profiles
-from rankloom.onesearch.settings import BehaviourConfig
+from rankloom.onesearch.settings import BehaviourConfig, OneSearchConfig
 from rankloom.onesearch.vocabulary import Tokens, Vocabulary
 
 KINDS: Final = ("task", "words", "sid", "uid-short", "uid-long", "recent-words", "recent-sid", "item", "profile")
@@ -148,6 +149,48 @@ class Prompts:
         if self.config.layout == "compact":
             return _part(kind, token_BPL)
         return _part(kind, token_BPL.reshape(len(token_BPL), -1, 1))
+
+
+def places_of_parts(config: OneSearchConfig, n_levels: int) -> dict[str, int]:
+    """Places of every part of a prompt that a setting makes longer, by kind.
+
+    Args:
+        n_levels: codes of an ID that are written.
+    """
+    behaviour, stages = config.behaviour, config.stages
+    by_token = behaviour.layout == "tokens"
+    # the longest text that is read in one part: a query, or an item's title, brand and category path (corpus.py)
+    text = max(stages.query_words, stages.title_words)
+    if stages.item_text == "all":
+        text = max(text, 2 * stages.title_words + BRAND_WORDS)
+    places = {"words": text if by_token else 1, "sid": n_levels, "profile": behaviour.profile_words if by_token else 1}
+    if behaviour.short:
+        places |= {
+            "recent-words": behaviour.window * (stages.query_words if by_token else 1),
+            "recent-sid": behaviour.window * (n_levels if by_token else 1),
+            "item": behaviour.window * (n_levels if by_token else 1),
+        }
+    return places
+
+
+def check_places(config: OneSearchConfig, n_levels: int) -> None:
+    """Whether the network has a place for everything that a prompt may hold.
+
+    Raises:
+        RankloomError: a part of the prompt is longer than `network.max_places`.
+    """
+    places, most = places_of_parts(config, n_levels), config.network.max_places
+    kind = max(places, key=lambda own: places[own])
+    if places[kind] > most:
+        behaviour = config.behaviour
+        raise RankloomError(
+            f"the part {kind!r} of the prompt takes {places[kind]} places (behaviour.layout={behaviour.layout}, "
+            f"behaviour.window={behaviour.window}), and the network has {most} (network.max_places)",
+            place="network.max_places",
+            action=f"set network.max_places={places[kind]}, or a smaller behaviour.window, stages.query_words or "
+            "stages.title_words, or behaviour.layout=compact",
+            code="onesearch-places",
+        )
 
 
 def _part(kind: str, token_BPN: Tokens, *, mean: bool = False) -> Part:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rankloom.models.behaviour_uid import recency_weights
 from rankloom.models.reward_towers import RewardInput, RewardTowers, joined_reward, tower_loss
 from rankloom.onesearch.contexts import Contexts
-from rankloom.onesearch.corpus import Integers, Items, Queries, agreement
+from rankloom.onesearch.corpus import Integers, Items
 from rankloom.onesearch.fitting import Record, fit
 from rankloom.onesearch.lexical import EVIDENCE, Lexical
 from rankloom.onesearch.negatives import Feedback, Negatives
@@ -131,14 +131,12 @@ class RewardModel:
         return features, words_BM
 
     def _words(self, own: Contexts, item_BM: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(B, M) word agreement and (B, M, 4) evidence of each context's query and its candidates."""
+        """(B, M) coverage by words and (B, M, 4) evidence of each context's query and its candidates."""
         asked, place = np.unique(np.maximum(own.query_C, 0), return_inverse=True)
         place = place.reshape(-1)
-        queries = self.prompts.queries
-        texts = tuple(queries.texts[number] for number in asked)
-        few = Queries(texts, queries.codes_QL[asked], queries.vector_QA[asked], queries.word_QT[asked])
+        texts = tuple(self.prompts.queries.texts[number] for number in asked)
         has_query = own.query_C >= 0
-        share = agreement(self.items, few).toarray()[place[:, None], item_BM] * has_query[:, None]
+        share = self.lexical.coverage(texts)[place[:, None], item_BM] * has_query[:, None]
         evidence = self.lexical.evidence(texts)[place[:, None], item_BM] * has_query[:, None, None]
         return share.astype(np.float32), evidence.astype(np.float32)
 
@@ -199,11 +197,10 @@ class RewardModel:
 
 def candidates(config: RewardConfig, feedback: Feedback, negatives: Negatives, rng: np.random.Generator) -> Integers:
     """(B, 1 + N) what was taken, then what was not: shown, of the same category, others."""
-    target = feedback.target_C
     parts = [
-        target[:, None],
+        feedback.target_C[:, None],
         negatives.shown(feedback, config.n_shown, rng),
-        negatives.same_category(target, config.n_same, rng),
-        negatives.others(target, config.n_random, rng),
+        negatives.same_category(feedback, config.n_same, rng),
+        negatives.others(feedback, config.n_random, rng),
     ]
     return np.concatenate(parts, axis=1)

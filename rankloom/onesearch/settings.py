@@ -35,7 +35,8 @@ class BehaviourConfig(Section):
     default_sequence: bool = True
     """Who has no history is given what is most clicked for the query."""
     profile: tuple[str, ...] = ("age", "gender")
-    """Columns of the table of people that the prompt reads as a text; () leaves profiles out."""
+    """Columns of the table of people that the prompt reads as a text; () leaves profiles out. Of the default's two those are
+    read that the table has, if any; of others one has to be there."""
     profile_words: int = Field(default=6, ge=1)
     layout: Literal["compact", "tokens"] = "compact"
     """One place an item, query and ID, or (the paper) one place a token."""
@@ -86,6 +87,7 @@ class PreferenceConfig(Section):
     """List-wise preference training (section on PARS)."""
 
     enabled: bool = True
+    """Off, `fit_preference` leaves the network as it is."""
     loss: PreferenceLoss = PreferenceLoss(beta=1.0, anchor=1.0)
     """With DPO's usual beta of .1 eight rejected items are even with the preferred one only ten nats below it: the generator is
     bent until they are (docs/experiments.md)."""

@@ -54,6 +54,38 @@ def test_words_are_weighed_as_bm25_says() -> None:
     assert found.max() <= 1
 
 
+def test_relevance_is_the_share_of_the_querys_words() -> None:
+    own = built()
+    assert own.prompts.queries.texts[1] == "lamps"
+    lamps = np.array([title.split()[1] == "lamp" for title in own.items.titles], dtype=float)
+    titles = list(own.items.titles)
+    lexical = Lexical.of(titles, own.items.brands, own.items.categories)
+    found = lexical.coverage(["lamps", "red lamp", "zyxnever lamp", "zyxnever", "zyxnever qq lamp", ""])
+    assert found.shape == (6, 64)
+    # "lamps" is one word, which the sixteen lamps have
+    assert found[0] == pytest.approx(lamps)
+    assert found[1][titles.index("red lamp small")] == pytest.approx(1)
+    # a word that nothing knows is not covered, and weighs more than one that something has
+    assert 0 < found[4].max() < found[2].max() < 0.5
+    assert found[2] == pytest.approx(lamps * found[2].max())
+    assert (found[3] == 0).all()
+    assert (found[5] == 0).all()
+    # two words of the path and the title together
+    assert Lexical.of(["red"], ["acme"], ["home lamps"]).coverage(["acme red lamp"])[0, 0] == pytest.approx(1)
+
+
+def test_the_reward_models_relevance_counts_words_that_nothing_knows() -> None:
+    own = built()
+    own.fit_reward(log())
+    assert own.rewarder is not None
+    cases = log().cases(TEST, max_per_user=1)
+    contexts, prompts = own.asked(log(), cases.user[:2], cases.row[:2], ["zyxnever lamp", "lamp"])
+    lamp = np.full((2, 1), own.items.titles.index("red lamp small"))
+    _, relevance = own.rewarder.with_queries(prompts).inputs(contexts, lamp)
+    assert relevance[1, 0] == pytest.approx(1)
+    assert 0 < relevance[0, 0] < 0.5
+
+
 def test_counts_leave_the_samples_own_take_out() -> None:
     own = log()
     counts = Statistics.of(own, BehaviourConfig(long_length=6))
@@ -102,6 +134,22 @@ def test_profiles_are_texts_of_the_columns_that_are_named() -> None:
     assert len(Profiles.of(None, ("age",))) == len(Profiles.of(table, ())) == 0
     with pytest.raises(RankloomError, match="none of the columns"):
         Profiles.of(table, ("town",))
+    assert Profiles.of(table, ("town", "gender")).text_U == ("female", "male")
+
+
+def test_columns_of_the_default_that_are_not_there_are_not_read() -> None:
+    some = people().drop("age")
+    lists = {"both": people(), "gender": some, "none": some.drop("gender")}
+    texts = {}
+    for name, users in lists.items():
+        texts[name] = OneSearch.build(catalogue(), log(), tokenizer(), settings(), users=users).prompts.profiles.text_U
+    assert set(texts["both"]) == set(TASTES)
+    assert set(texts["gender"]) == {"male", "female"}
+    assert texts["none"] == ()
+    # what was asked for by name has to be there
+    named = settings(behaviour={"profile": ("town",)})
+    with pytest.raises(RankloomError, match="none of the columns town"):
+        OneSearch.build(catalogue(), log(), tokenizer(), named, users=people())
 
 
 def test_the_prompt_has_a_place_for_profiles_where_somebody_has_one() -> None:

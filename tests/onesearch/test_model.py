@@ -133,6 +133,43 @@ def test_preference_training_raises_what_is_preferred() -> None:
     assert margin() > before + 0.05
 
 
+def test_preference_training_that_is_off_leaves_the_network(capsys: pytest.CaptureFixture[str]) -> None:
+    own = built(preference={"enabled": False, "phase1_steps": 2, "phase2_steps": 2})
+    own.fit_supervised(log())
+    before = {name: value.clone() for name, value in own.network.state_dict().items()}
+    own.fit_preference(log(), quiet=False)
+    assert "PARS is off" in capsys.readouterr().err
+    own.fit_preference(log())
+    assert capsys.readouterr().err == ""
+    assert all(torch.equal(before[name], value) for name, value in own.network.state_dict().items())
+    assert own.records["phase 1"].steps == own.records["phase 2"].steps == 0
+    assert own.shares == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({"behaviour": {"layout": "tokens", "window": 14}}, 140),
+        ({"behaviour": {"layout": "tokens", "short": False}, "stages": {"title_words": 31}, "network": {"max_target": 40}}, 65),
+        ({"behaviour": {"layout": "tokens", "profile_words": 70}}, 70),
+        ({"behaviour": {"window": 65, "long_length": 65}}, 65),
+    ],
+    ids=str,
+)
+def test_a_prompt_that_is_too_long_is_refused_when_it_is_built(changes: dict[str, Any], needed: int) -> None:
+    with pytest.raises(RankloomError, match=rf"takes {needed} places .* has 64 ") as error:
+        built(**changes)
+    assert f"network.max_places={needed}" in str(error.value)
+    # what the error tells to do is enough, and no less is
+    network = {**changes.get("network", {}), "max_places": needed}
+    own = built(**{**changes, "network": network})
+    contexts, prompts = asked(own, 2)
+    own.network.encode(prompts.personal(contexts))
+    own.fit_supervised(log())
+    with pytest.raises(RankloomError, match=f"has {needed - 1} "):
+        built(**{**changes, "network": {**network, "max_places": needed - 1}})
+
+
 def test_a_folder_gives_the_same_lists(trained: OneSearch, tmp_path: Path) -> None:
     contexts, prompts = asked(trained)
     expected = trained.lists(contexts, prompts, longest=12)

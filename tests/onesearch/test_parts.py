@@ -19,7 +19,6 @@ from rankloom.onesearch.contexts import (
     sampled_contexts,
     training_contexts,
 )
-from rankloom.onesearch.corpus import agreement
 from rankloom.onesearch.negatives import Feedback, Negatives, PairCounts
 from rankloom.onesearch.pars import feedback_pairs, generated_pairs, reorder
 from rankloom.onesearch.settings import BehaviourConfig
@@ -168,15 +167,6 @@ def test_steps_draw_tasks_by_their_size_and_visit_every_pair() -> None:
         assert counts.max() - counts.min() <= 1
 
 
-def test_relevance_is_the_share_of_the_querys_words() -> None:
-    own = built()
-    table = agreement(own.items, own.prompts.queries).toarray()
-    assert table.shape == (4, 64)
-    # "lamps" is one word, which the sixteen lamps have
-    lamps = [title.split()[1] == "lamp" for title in own.items.titles]
-    assert table[1] == pytest.approx(np.array(lamps, dtype=float))
-
-
 def test_counts_of_pairs_and_rewards_by_level() -> None:
     own = two_people()
     counts = PairCounts.of(own, BehaviourConfig())
@@ -200,16 +190,95 @@ def test_what_was_shown_and_passed_over_is_level_four() -> None:
     feedback = Feedback.of(own, BehaviourConfig()).take(np.array([0]))
     shown = drawn.shown(feedback, 50, np.random.default_rng(0))
     # item 0 was shown again, but it is what this person took
-    assert set(shown.ravel().tolist()) == {1, -1}
+    assert set(shown.ravel().tolist()) == {1}
     reward = drawn.rewards(feedback, np.array([[1, 2]]))[0]
     assert reward[0] > 2 * reward[1]
+
+
+def browsed(kinds: list[str], items: list[int]) -> Sequences:
+    """One person's rows under one query; impressions and dislikes are no targets."""
+    n = len(kinds)
+    own = replace(
+        two_people(), user_ids=np.array(["u0"]), offsets=np.array([0, n]), item=np.array(items, dtype=np.int32),
+        kind=np.array([KIND_CODE[kind] for kind in kinds], dtype=np.int8), timestamp=np.arange(n),
+        watch_ratio=np.zeros(n, np.float32), surface=np.ones(n, np.int8), position=np.zeros(n, np.int16),
+        query=np.zeros(n, np.int32), stage=np.zeros(n, np.int8),
+    )  # fmt: skip
+    return replace(own, target=~np.isin(own.kind, [KIND_CODE["impression"], KIND_CODE["dislike"]]))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "items", "histories"),
+    [
+        (["impression", "impression", "purchase"], [8, 9, 1], [[]]),
+        (["impression", "purchase"], [1, 1], [[]]),
+        (["dislike", "purchase", "impression", "purchase"], [5, 6, 7, 8], [[], [6]]),
+        (["purchase", "dislike", "impression", "click"], [5, 6, 7, 8], [[], [5]]),
+    ],
+)
+def test_a_history_has_what_was_taken_alone(kinds: list[str], items: list[int], histories: list[list[int]]) -> None:
+    own = browsed(kinds, items)
+    found = training_contexts(own, ORDERS)
+    assert [row[row >= 0].tolist() for row in found.history_CH] == histories
+    assert [row[row >= 0].tolist() for row in found.short(2)] == histories
+    # one query for each take, none for what was shown under it
+    assert [(row >= 0).sum() for row in found.recent_CW] == [len(history) for history in histories]
+    assert found.target_C.tolist() == [item for item, taken in zip(items, own.target, strict=True) if taken]
+    assert (found.history_CH != found.target_C[:, None]).all()
+    # who asks after the last row
+    end = contexts_of(own, np.array([0]), np.array([len(items)]), np.array([0]), ORDERS)
+    assert end.history_CH[0][end.history_CH[0] >= 0].tolist() == found.target_C.tolist()
+
+
+def test_who_was_only_shown_things_has_no_history_to_be_drawn() -> None:
+    own = browsed(["purchase", "purchase", "impression"], [1, 2, 3])
+    two = replace(own, user_ids=np.array(["u0", "u1"]), offsets=np.array([0, 2, 3]))
+    assert set(sampled_contexts(two, 20, ORDERS, np.random.default_rng(0)).user_ids.tolist()) == {"u0"}
+
+
+def test_pairs_that_were_only_shown_have_no_clicks_and_no_category() -> None:
+    own = browsed(["impression", "dislike", "impression", "click", "purchase"], [3, 4, 5, 5, 5])
+    counts = PairCounts.of(own, BehaviourConfig())
+    assert counts.at(np.zeros(3, dtype=np.int64), np.array([3, 4, 5])).tolist() == [[1, 0, 0], [1, 0, 0], [3, 2, 1]]
+    category = np.arange(64) + 100
+    assert counts.category_of(np.array([0]), category).tolist() == [105]
+    only = PairCounts.of(browsed(["impression"], [3]), BehaviourConfig())
+    assert only.category_of(np.array([0]), category).tolist() == [-1]
+
+
+def test_what_the_person_took_under_the_query_is_never_a_negative() -> None:
+    own = browsed(["purchase", "impression", "purchase", "impression"], [0, 1, 1, 2])
+    drawn = Negatives(own, built().items, BehaviourConfig())
+    feedback, rng = Feedback.of(own, BehaviourConfig()), np.random.default_rng(0)
+    # items 0 to 15 are one category; both takes are known to either context
+    assert set(drawn.shown(feedback, 50, rng).ravel().tolist()) == {2}
+    for found in (drawn.same_category(feedback, 400, rng), drawn.others(feedback, 900, rng)):
+        assert {2, 3} <= set(found.ravel().tolist())
+        assert not np.isin(found, [0, 1]).any()
+    pairs = feedback_pairs(feedback, drawn, 6, rng)
+    assert not np.isin(pairs.lose_CN, [0, 1]).any()
+    # another person's takes are no matter, nor those under another query
+    other = replace(feedback, user_C=np.array([1, 1]), target_C=np.array([5, 5]))
+    assert {0, 1} <= set(drawn.same_category(other, 400, rng).ravel().tolist())
+
+
+def test_a_generated_list_rejects_nothing_that_was_taken_under_the_query() -> None:
+    own = browsed(["purchase", "purchase"], [0, 1])
+    drawn = Negatives(own, built().items, BehaviourConfig())
+    feedback = Feedback.of(own, BehaviourConfig())
+    # the reward model puts 12 up, above 1 and 10; for the second context above 0 alone, which gives no pair
+    item, reward = np.array([[1, 10, 12], [0, 12, -1]]), np.array([[2.0, 1, 3], [1, 2, 9]])
+    pairs, shares = generated_pairs(item, reward, feedback, drawn, 2)
+    assert (pairs.context_C.tolist(), pairs.win_C.tolist(), pairs.lose_CN.tolist()) == ([0], [12], [[10, -1]])
+    assert shares == {"changed": 1.0, "kept": 0.5}
 
 
 def test_negatives_are_of_the_category_and_never_the_target() -> None:
     model = built()
     drawn = Negatives(log(), model.items, BehaviourConfig())
     target = np.arange(64)
-    same = drawn.same_category(target, 400, np.random.default_rng(0))
+    feedback = replace(Feedback.unknown(np.zeros(64, dtype=np.int64)), target_C=target)
+    same = drawn.same_category(feedback, 400, np.random.default_rng(0))
     there = same >= 0
     assert (same != target[:, None])[there].all()
     category = model.items.category_I

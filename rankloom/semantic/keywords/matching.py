@@ -1,7 +1,10 @@
-"""Keywords of a text: one pass of an Aho-Corasick automaton, then what may not stand is dropped. No model, no segmenter.
+"""Keywords of a text: one pass of an Aho-Corasick automaton, then what may not stand is dropped. No model.
 
-A match has to begin and end at a boundary of its script (`ring` is not in `string`; `folding.py`). Where matches overlap,
-the policy says which stand:
+A match has to begin and end at a boundary of its script (`ring` is not in `string`; `folding.py`). Chinese has one between any
+two characters. There the words decide, cut as mining cuts them (`segmentation.py`): what begins inside one word and ends inside
+another stands nowhere (`海鲜` is not in `上海|鲜花`). One end at a word's is enough, since cuts err; what lies inside a single word
+stands; so does what begins or ends where the characters' run does, and then nothing is cut. Where matches overlap, the policy
+says which stand:
 
 * `longest` (default): longest first, earlier first among equals; one that lies inside a kept match is dropped, two that
   overlap in part both stand. This is containment pruning as in OneSearch, by place rather than by spelling: a word that also
@@ -14,15 +17,18 @@ English terms also match in the other number (`shoe`, `shoes`) where that form i
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from rankloom.semantic.keywords.dictionary import Keyword, KeywordDictionary
-from rankloom.semantic.keywords.folding import fold
-from rankloom.semantic.keywords.segmentation import require
+from rankloom.semantic.keywords.folding import UNSPACED, fold, unspaced
+from rankloom.semantic.keywords.segmentation import Segmenter, require
 
+_RUN: Final = re.compile(rf"[{UNSPACED}]+")
 Overlap = Literal["longest", "disjoint", "all"]
 
 
@@ -48,12 +54,20 @@ class KeywordMatcher:
     Args:
         overlap: the policy, see above.
         numbers: match English terms in singular and plural.
+        segmenter: where the words of Chinese lie; jieba, loaded at the first run that has to be cut, where None.
 
     Raises:
         RankloomError: the extra `search` is not installed.
     """
 
-    def __init__(self, dictionary: KeywordDictionary, *, overlap: Overlap = "longest", numbers: bool = True) -> None:
+    def __init__(
+        self,
+        dictionary: KeywordDictionary,
+        *,
+        overlap: Overlap = "longest",
+        numbers: bool = True,
+        segmenter: Segmenter | None = None,
+    ) -> None:
         require("ahocorasick", "matching keywords")
         self.dictionary = dictionary
         self.overlap: Overlap = overlap
@@ -61,6 +75,8 @@ class KeywordMatcher:
         for form, row in surface_forms(dictionary, numbers=numbers).items():
             self._automaton.add_word(form, (row, len(form)))
         self._automaton.make_automaton()
+        # training asks for the same titles several times, people for the same queries
+        self._ends = functools.lru_cache(maxsize=4096)((segmenter or Segmenter()).ends)
 
     def match(self, text: str, *, overlap: Overlap | None = None) -> list[KeywordSpan]:
         """The keywords of `text` by place, then longer first."""
@@ -72,6 +88,7 @@ class KeywordMatcher:
             for end, (row, length) in self._automaton.iter(folded.text)
             if folded.boundary(end + 1 - length) and folded.boundary(end + 1)
         ]
+        found = not_across(folded.text, found, self._ends)
         kept = resolve(found, self.overlap if overlap is None else overlap)
         keywords = self.dictionary.keywords
         return [KeywordSpan(*folded.span(start, end), row, keywords[row]) for start, end, row in kept]
@@ -79,6 +96,42 @@ class KeywordMatcher:
     def rows(self, text: str, *, overlap: Overlap | None = None) -> list[int]:
         """Rows of the distinct keywords of `text`, in the order in which they first occur."""
         return list(dict.fromkeys(span.row for span in self.match(text, overlap=overlap)))
+
+
+def not_across(
+    text: str, found: list[tuple[int, int, int]], ends: Callable[[str], tuple[int, ...]]
+) -> list[tuple[int, int, int]]:
+    """The (start, end, row) but for those that begin inside one word of a run of unspaced letters and end inside another.
+
+    Args:
+        ends: where the words of a run end.
+    """
+    doubted = {
+        place
+        for start, end, _ in found
+        if end - start > 1 and _in_run(text, start) and _in_run(text, end)
+        for place in (start, end)
+    }
+    if not doubted:
+        return found
+    # where the word begins that a place is inside of; a place between two words is inside of none
+    inside: dict[int, int] = {}
+    for run in _RUN.finditer(text):
+        if any(run.start() < place < run.end() for place in doubted):
+            begin = run.start()
+            for end in ends(run[0]):
+                inside.update(dict.fromkeys(range(begin + 1, run.start() + end), begin))
+                begin = run.start() + end
+    return [
+        (start, end, row)
+        for start, end, row in found
+        if start not in inside or end not in inside or inside[start] == inside[end]
+    ]
+
+
+def _in_run(text: str, place: int) -> bool:
+    """Whether a place has unspaced letters on both sides."""
+    return 0 < place < len(text) and unspaced(text[place - 1]) and unspaced(text[place])
 
 
 def resolve(found: Sequence[tuple[int, int, int]], overlap: Overlap) -> list[tuple[int, int, int]]:

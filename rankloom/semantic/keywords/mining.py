@@ -93,7 +93,7 @@ def mine(
     queries = Counter[str]()
     for (query, _), takes in (searches or Counter()).items():
         queries[query] += takes
-    for term, n in _count_lexicon(texts, queries).items():
+    for term, n in _count_lexicon(texts, queries, segmenter).items():
         if n >= config.min_items:
             claim(term, lexicon()[term], "lexicon", n)
     for (term, kind), n in Counter(form for title in titles for form in set(known_forms(title))).items():
@@ -108,7 +108,7 @@ def mine(
             claim(term, "entity" if whole else phrases.get(term, ("modifier", 0))[0], "search", n)
     for term, (kind, n) in phrases.items():
         claim(term, kind, "phrase", n)
-    return count(_chosen(claims, config), texts, groups, searched, config)
+    return count(_chosen(claims, config), texts, groups, searched, config, segmenter=segmenter)
 
 
 def joined(title: Folded, values: Sequence[tuple[str, str]]) -> Folded:
@@ -144,10 +144,10 @@ def _side_by_side(term: str, claims: Mapping[str, Sequence[_Claim]]) -> bool:
     return False
 
 
-def _count_lexicon(texts: Sequence[Folded], queries: Mapping[str, int]) -> Counter[str]:
+def _count_lexicon(texts: Sequence[Folded], queries: Mapping[str, int], segmenter: Segmenter) -> Counter[str]:
     """Word of the lexicon -> items and takes after queries that hold it."""
     words = KeywordDictionary([Keyword(term, kind) for term, kind in lexicon().items()])
-    matcher = KeywordMatcher(words, overlap="all", numbers=False)
+    matcher = KeywordMatcher(words, overlap="all", numbers=False, segmenter=segmenter)
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(words.keywords[row].term for row in matcher.rows(text.text))
@@ -163,12 +163,17 @@ def count(
     groups: Groups,
     searched: SearchedTerms,
     config: KeywordsConfig,
+    *,
+    segmenter: Segmenter | None = None,
 ) -> KeywordDictionary:
     """Counts what holds each keyword and where, and keeps the head of every type."""
     candidates = KeywordDictionary(keywords)
-    matcher = KeywordMatcher(candidates, overlap="all", numbers=config.numbers)
-    held = [matcher.rows(text.text) for text in texts]
-    alone = {row for text in texts for row in matcher.rows(text.text, overlap="longest")}
+    matcher = KeywordMatcher(candidates, overlap="all", numbers=config.numbers, segmenter=segmenter)
+    held: list[list[int]] = []
+    alone: set[int] = set()
+    for text in texts:
+        held.append(matcher.rows(text.text))
+        alone.update(matcher.rows(text.text, overlap="longest"))
     n_items = np.bincount(np.asarray([row for own in held for row in own], dtype=np.int64), minlength=len(keywords))
     counted = [
         replace(keyword, n_items=int(n), n_takes=searched.takes[keyword.term])

@@ -1,6 +1,8 @@
-"""Where words lie: by their letters in spaced scripts, by jieba in Chinese. Only mining needs it, never a request.
+"""Where words lie: by their letters in spaced scripts, by jieba in Chinese.
 
-jieba is an extra (`pip install 'rankloom[search]'`), loaded at the first Chinese run that is met. Its dictionary is read
+Mining cuts every title with it; matching cuts a Chinese run in which it found a keyword that is not the whole run.
+
+jieba is an extra (`pip install 'rankloom[search]'`), loaded at the first Chinese run that is to be cut. Its dictionary is read
 straight from the package: nothing is printed, and the cache that jieba keeps in the system's temporary folder, which anybody
 on the machine may write, is neither read nor written.
 """
@@ -10,10 +12,11 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import itertools
 import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,10 +45,18 @@ class Segmenter:
                 found.append(run.span())
                 continue
             at = run.start()
-            for word in self._jieba.cut(run[0], HMM=self._words is None):
+            for word in self._cut(run[0]):
                 found.append((at, at + len(word)))
                 at += len(word)
         return found
+
+    def ends(self, run: str) -> tuple[int, ...]:
+        """Where the words of a run of unspaced letters end, ascending; the last is the run's length."""
+        return tuple(itertools.accumulate(len(word) for word in self._cut(run)))
+
+    def _cut(self, run: str) -> Iterable[str]:
+        words: Iterable[str] = self._jieba.cut(run, HMM=self._words is None)
+        return words
 
     def noun(self, word: str) -> bool:
         """Whether jieba's dictionary calls a word of an unspaced script a noun; of own words all are."""

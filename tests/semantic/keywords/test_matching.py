@@ -12,6 +12,7 @@ from rankloom.semantic.keywords import segmentation
 from rankloom.semantic.keywords.dictionary import Keyword, KeywordDictionary
 from rankloom.semantic.keywords.folding import fold, unspaced
 from rankloom.semantic.keywords.matching import KeywordMatcher, Overlap, other_numbers, resolve, surface_forms
+from rankloom.semantic.keywords.segmentation import Segmenter
 
 ALPHABET = "abs 1.-红色鞋é"
 
@@ -24,7 +25,9 @@ def found(matcher: KeywordMatcher, text: str, overlap: Overlap | None = None) ->
     return [text[span.start : span.end] for span in matcher.match(text, overlap=overlap)]
 
 
-def slow_match(own: KeywordDictionary, text: str, overlap: Overlap, numbers: bool) -> list[tuple[int, int, int]]:
+def slow_match(
+    own: KeywordDictionary, text: str, overlap: Overlap, numbers: bool, segmenter: Segmenter
+) -> list[tuple[int, int, int]]:
     """Every form tried at every place, then kept one by one by the words of the policy."""
     folded = fold(text)
     matches = []
@@ -32,7 +35,10 @@ def slow_match(own: KeywordDictionary, text: str, overlap: Overlap, numbers: boo
         for start in range(len(folded.text)):
             end = start + len(form)
             whole = folded.text[start:end] == form and folded.boundary(start) and folded.boundary(end)
-            if whole:
+            words = [set(range(*word)) for word in segmenter.words(folded.text) if unspaced(folded.text[word[0]])]
+            # the words that an end cuts in two
+            first, last = ([word for word in words if {at - 1, at} <= word] for at in (start, end))
+            if whole and not (first and last and first != last):
                 matches.append((start, end, row))
     if overlap != "all":
         matches.sort(key=lambda match: (-(match[1] - match[0]), match[0]))
@@ -59,9 +65,10 @@ def test_the_automaton_finds_what_trying_every_place_finds(
 ) -> None:
     folded = [fold(term).text for term in terms]
     own = dictionary(*dict.fromkeys(term for term in folded if term and fold(term).text == term))
-    matcher = KeywordMatcher(own, overlap=overlap, numbers=numbers)
+    segmenter = Segmenter({"红色": 3, "色鞋": 1, "鞋红": 1})
+    matcher = KeywordMatcher(own, overlap=overlap, numbers=numbers, segmenter=segmenter)
     spans = [(span.start, span.end, span.row) for span in matcher.match(text)]
-    assert sorted(spans, key=lambda m: (m[0], -m[1], m[2])) == slow_match(own, text, overlap, numbers)
+    assert sorted(spans, key=lambda m: (m[0], -m[1], m[2])) == slow_match(own, text, overlap, numbers, segmenter)
 
 
 @settings(max_examples=100, deadline=None)
@@ -87,6 +94,53 @@ def test_chinese_words_stand_without_spaces() -> None:
     matcher = KeywordMatcher(dictionary("跑鞋", "nike", "运动"))
     assert found(matcher, "Ｎｉｋｅ男士运动跑鞋") == ["Ｎｉｋｅ", "运动", "跑鞋"]
     assert found(matcher, "nikes2跑鞋") == ["跑鞋"]
+
+
+@pytest.mark.parametrize(
+    ("text", "terms", "stand"),
+    [
+        ("上海鲜花", ("海鲜", "鲜花", "上海"), ["上海", "鲜花"]),
+        ("昨天上海鲜花，海鲜", ("海鲜", "鲜花", "上海"), ["上海", "鲜花", "海鲜"]),
+        ("男士运动鞋", ("运动鞋",), ["运动鞋"]),
+        ("男士运动鞋", ("男士运动鞋",), ["男士运动鞋"]),
+        ("上海鲜花", ("上海鲜花", "海鲜"), ["上海鲜花"]),
+        # the whole run, whatever the words in it
+        ("海鲜", ("海鲜",), ["海鲜"]),
+        ("Nike 海鲜 2kg", ("海鲜",), ["海鲜"]),
+        # inside one word, and with one end at a word's
+        ("男士运动鞋子", ("运动",), ["运动"]),
+        ("昨天上海鲜", ("上海鲜", "天上海"), ["天上海", "上海鲜"]),
+    ],
+)
+def test_a_chinese_keyword_does_not_lie_across_two_words(text: str, terms: tuple[str, ...], stand: list[str]) -> None:
+    words = Segmenter({"上海": 9, "鲜花": 9, "海鲜": 2, "男士": 9, "运动鞋": 9, "运动鞋子": 9, "昨天": 9})
+    assert found(KeywordMatcher(dictionary(*terms), segmenter=words), text) == stand
+    assert found(KeywordMatcher(dictionary(*terms), segmenter=words), text, "all") == stand
+
+
+def test_jieba_tells_where_chinese_words_lie() -> None:
+    matcher = KeywordMatcher(dictionary("海鲜", "鲜花", "上海", "运动鞋"))
+    assert found(matcher, "上海鲜花") == ["上海", "鲜花"]
+    assert found(matcher, "上海海鲜") == ["上海", "海鲜"]
+    assert found(matcher, "男士运动鞋") == ["运动鞋"]
+
+
+def test_nothing_is_cut_where_no_keyword_could_lie_across_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut: list[str] = []
+
+    class Counting(Segmenter):
+        def ends(self, run: str) -> tuple[int, ...]:
+            cut.append(run)
+            return super().ends(run)
+
+    matcher = KeywordMatcher(dictionary("上海", "花", "nike", "鲜花"), segmenter=Counting({"上海": 1, "鲜花": 1}))
+    for text in ("nike shoes", "上海", "上海鲜花", "nike 上海 nike", "大花园", "没有", "t恤上海"):
+        matcher.match(text)
+    assert cut == []
+    assert found(matcher, "买上海鲜花吧 没有的词") == ["上海", "鲜花"]
+    assert found(matcher, "买上海鲜花吧") == ["上海", "鲜花"]
+    # the run alone that is in doubt, and once
+    assert cut == ["买上海鲜花吧"]
 
 
 def test_the_longest_keyword_wins_and_what_lies_inside_it_is_dropped() -> None:
