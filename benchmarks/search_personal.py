@@ -1,12 +1,13 @@
 """Same words, two buyers: does each get their own style first? On the simulated marketplace, where the truth is known.
 
-    python benchmarks/search_personal.py [--seeds N ...] [--scale 1.0] [--preset small] [--json OUT] [--quick]
+    python benchmarks/search_personal.py [--seeds N ...] [--scale 1.0] [--preset small] [--model MODEL --shop SHOP] [--json OUT] [--quick]
 
 A bazaar, a model trained on its training period by the command line's job. Then pairs of people are drawn who want another style of one
 category (one wants cast iron pans, one tea sets) and who have each taken something of their own style at least three times; both
 ask with the name of the category (`Kitchen`, 厨房用品), which tells nothing of a style. Right is a list in which the first item
 of either style is of the buyer's own. Lists are of 50 items, nothing is hidden. Beside it: the same lists for a stranger (by chance
-half are right), and BM25 over the same text, which cannot know who asks. Everything is simulated.
+half are right), and BM25 over the same text, which cannot know who asks. Everything is simulated. MODEL and SHOP are a model that is trained
+already and its bazaar, of the seed and scale given: those of `rankloom demo`, of seed 0 and scale 1.
 """
 
 from __future__ import annotations
@@ -47,14 +48,19 @@ def main() -> int:
     parser = argument_parser(__doc__)
     parser.add_argument("--scale", type=float, help="size of the marketplace; 1 is 4,000 people")
     parser.add_argument("--preset", help="tiny, small or base")
+    parser.add_argument("--model", type=Path, help="a trained model folder")
+    parser.add_argument("--shop", type=Path, help="the bazaar that it was trained on")
     bench = Benchmark.from_args("search_personal", parser=parser, sources=(*SOURCES, "benchmarks/search_personal.py"))
     options: argparse.Namespace = bench.args
     scale = options.scale or (0.05 if bench.quick else 1.0)
     preset = options.preset or ("tiny" if bench.quick else "small")
+    if (options.model is None) != (options.shop is None):
+        parser.error("give --model and --shop together")
     for seed in bench.seeds:
-        key = {"seed": seed, "scale": scale, "preset": preset}
+        key = {"seed": seed, "scale": scale, "preset": preset, **({} if options.model is None else {"model": str(options.model)})}
         folder = bench.store.path({**key, "sources": bench.store.fingerprint}).with_suffix("")
-        found = bench.cell(key, partial(measure, folder, seed, scale, preset, bench.quick))
+        given = None if options.model is None else (options.model, Shop.open(options.shop))
+        found = bench.cell(key, partial(measure, folder, given, seed, scale, preset, bench.quick))
         for system in ("rankloom", "stranger", "bm25"):
             bench.row(system=system, metric="right style first", k=LONG, value=found[system], n=found["lists"], seed=seed, simulated=True)
             print(f"seed {seed}: {system:<10} right style first in {found[system]:.1%} of {found['lists']} lists (simulated)")
@@ -63,17 +69,26 @@ def main() -> int:
     return bench.finish(show_rows=False)
 
 
-def measure(folder: Path, seed: int, scale: float, preset: Any, quick: bool) -> dict[str, Any]:
+def trained(folder: Path, seed: int, scale: float, preset: Any, quick: bool) -> tuple[Path, Shop]:
     made = folder / "shop"
     shop = Shop.open(made) if made.exists() else generate_bazaar(made, seed=seed, scale=scale)
     if not (folder / "model").exists():
         config = Config.preset_config(preset).with_overrides([f"seed={seed}", *(["training.max_epochs=3"] if quick else [])])
         train(shop.path, folder / "model", config, resume=(folder / "model.training").exists(), say=print)
-    model = Rankloom.from_pretrained(folder / "model")
+    return folder / "model", shop
+
+
+def measure(
+    folder: Path, given: tuple[Path, Shop] | None, seed: int, scale: float, preset: Any, quick: bool
+) -> dict[str, Any]:
+    trained_folder, shop = given or trained(folder, seed, scale, preset, quick)
+    model = Rankloom.from_pretrained(trained_folder)
     world = World.from_seed(seed, scale)
     place = {item: row for row, item in enumerate(world.items["item_id"].to_list())}
     pairs = buyers(world, model, place, np.random.default_rng(seed), 40 if quick else PAIRS)
     items = shop.items()
+    if items["item_id"].to_list() != world.items["item_id"].to_list():
+        raise SystemExit(f"{shop.path} is no bazaar of seed {seed} and scale {scale:g}")
     index = Index(all_terms(index_texts(items)), DEFAULT_K1, DEFAULT_B)
     ids = items["item_id"].to_list()
     right: dict[str, list[float]] = {"rankloom": [], "stranger": [], "bm25": []}

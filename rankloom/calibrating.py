@@ -143,14 +143,18 @@ def calibrate_search(
         return {}
     found = read(rankloom, sequences, table, cases, title="calibrating searches on validation", quiet=quiet)
     folds = _folds(rankloom, found, quiet=quiet)
-    after, before, weight = 0.0, 0.0, 0
+    before, fitted, plain, weight = 0.0, 0.0, 0.0, 0
     for number, own in enumerate(folds):
-        others = [other for place, other in enumerate(folds) if place != number]
-        relevance = Judged.together(others).fit()
+        relevance = Judged.together([other for place, other in enumerate(folds) if place != number]).fit()
         n = len(own.score_NC)
-        after, before, weight = after + n * own.error(relevance), before + n * own.error(None), weight + n
-    everything = Judged.together(folds)
-    relevance = replace(everything.fit(), error=after / weight, error_before=before / weight)
+        before, weight = before + n * own.error(None), weight + n
+        fitted, plain = fitted + n * own.error(relevance), plain + n * own.error(replace(relevance, sharpness=1.0))
+    relevance = Judged.together(folds).fit()
+    if plain < fitted:
+        # the scores are as sharp as they should be, and fitting it brought noise
+        relevance = replace(relevance, sharpness=1.0)
+    after = min(plain, fitted)
+    relevance = replace(relevance, error=after / weight, error_before=before / weight)
     rankloom.search_choices = replace(rankloom.search_choices, relevance=relevance)
     return {
         "held-out calibration error, raw shares": before / weight, "held-out calibration error, relevance": after / weight,

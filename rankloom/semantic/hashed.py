@@ -74,7 +74,11 @@ class HashedTextEmbedder:
 
     def embed(self, texts: Sequence[str]) -> FloatArray:
         """(N, dim) unit vectors; zero for texts without any known term."""
-        vectors = np.asarray(self._weighted(self._counts(texts)) @ self.components.astype(np.float32), dtype=np.float32)
+        weighted = self._weighted(self._counts(texts))
+        # a query has some dozens of the buckets: the others stay as they are stored
+        used, column = np.unique(weighted.indices, return_inverse=True)
+        narrow = sparse.csr_matrix((weighted.data, column, weighted.indptr), shape=(len(texts), len(used)))
+        vectors = np.asarray(narrow @ self.components[used].astype(np.float32), dtype=np.float32)
         norm = np.linalg.norm(vectors, axis=1, keepdims=True)
         unit: FloatArray = np.divide(vectors, norm, out=np.zeros_like(vectors), where=norm > 1e-8)
         return unit
