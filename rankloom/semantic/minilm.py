@@ -27,6 +27,8 @@ CHECKED_FILES: Final = {
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
     "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
 }
+_FEW: Final = 32
+"""Texts up to which all are embedded in one pass: queries, not a catalogue."""
 
 
 def minilm_folder() -> Path | None:
@@ -84,6 +86,8 @@ class SentenceEmbedder:
     def embed(self, texts: Sequence[str]) -> FloatArray:
         """(N, D) unit vectors. Shows progress on long lists."""
         model = self._load()
+        if self.name == "minilm" and 0 < len(texts) <= _FEW:
+            return self._embed_few([text[:2000] for text in texts])
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         vectors = np.zeros((len(texts), int(model.get_embedding_dimension())), dtype=np.float32)
         batch = 64
@@ -99,6 +103,23 @@ class SentenceEmbedder:
                 )
                 progress.advance(len(rows))
         return vectors
+
+    def _embed_few(self, texts: Sequence[str]) -> FloatArray:
+        """(N, D) of a few texts in one pass: MiniLM's network, mean and unit length, as `encode` computes them, without what it does
+        around them. A person who searches waits for this."""
+        import torch
+
+        model = self._load()
+        tokens = model.tokenizer(
+            list(texts), truncation=True, padding=True, max_length=model.max_seq_length, return_tensors="pt"
+        )
+        mask_NT = tokens["attention_mask"]
+        with torch.inference_mode():
+            read = mask_NT if len(texts) > 1 else None
+            states_NTD = model[0].auto_model(input_ids=tokens["input_ids"], attention_mask=read).last_hidden_state
+            mean_ND = (states_NTD * mask_NT[:, :, None]).sum(1) / mask_NT.sum(1, keepdim=True)
+            unit: FloatArray = torch.nn.functional.normalize(mean_ND, dim=1).numpy()
+        return unit
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {}

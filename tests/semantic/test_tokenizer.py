@@ -401,6 +401,17 @@ def test_tampered_weights_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(not minilm.minilm_installed(), reason="the extra `minilm` is not installed")
+def test_a_query_is_embedded_as_a_catalogue_is() -> None:
+    own = minilm.SentenceEmbedder("minilm")
+    texts = ["running shoes", "", "a very long " * 200, "绿茶", "Tea & kettle", "x"]
+    many = own.embed(texts * 6)[: len(texts)]
+    np.testing.assert_allclose(own.embed(texts), many, atol=2e-6)
+    for row, text in enumerate(texts):
+        np.testing.assert_allclose(own.embed([text])[0], many[row], atol=2e-6)
+        np.testing.assert_allclose(np.linalg.norm(own.embed([text])[0]), 1.0, rtol=1e-5)
+
+
+@pytest.mark.skipif(not minilm.minilm_installed(), reason="the extra `minilm` is not installed")
 def test_minilm_knows_meaning() -> None:
     assert minilm.verified_minilm_folder().name == "model"
     x = minilm.SentenceEmbedder("minilm").embed(["sneakers for jogging", "running shoes", "green tea"])
