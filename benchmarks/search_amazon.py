@@ -67,6 +67,7 @@ SOURCES = (
     "rankloom/data", "rankloom/decoding", "rankloom/models", "rankloom/training", "rankloom/semantic", "rankloom/pipeline.py",
     "rankloom/choosing.py", "rankloom/choosing_broad.py", "rankloom/building.py", "rankloom/recommender.py", "rankloom/evaluation/search",
     "rankloom/evaluation/rankloom_system.py", "rankloom/evaluation/systems.py", "benchmarks/_search.py",
+    "rankloom/catalogue.py", "rankloom/generating.py", "rankloom/ordering.py", "rankloom/replying.py", "rankloom/request_rows.py",
 )  # fmt: skip
 BASELINE_SOURCES = (
     "rankloom/data/sequences.py", "rankloom/semantic/minilm.py", "rankloom/semantic/hashed.py", "rankloom/evaluation/search",

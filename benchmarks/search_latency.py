@@ -34,8 +34,8 @@ from rankloom.progress import track
 from rankloom.recommender import Rankloom
 from rankloom.request_rows import RequestRows
 from rankloom.requests import Request
-from rankloom.semantic.minilm import minilm_installed
 from rankloom.semantic.ids import SemanticIds
+from rankloom.semantic.minilm import minilm_installed
 
 ASKED: Final = 400
 BEAM: Final = 128
@@ -43,9 +43,6 @@ K: Final = 10
 MOST_MS: Final = 15.0
 MOST_TIMES: Final = 2.0
 ENCODERS: Final = ("hashed", "minilm")
-MORE_SOURCES: Final = (
-    "rankloom/catalogue.py", "rankloom/generating.py", "rankloom/ordering.py", "rankloom/replying.py", "rankloom/request_rows.py",
-)  # fmt: skip
 
 
 def main() -> int:
@@ -54,7 +51,7 @@ def main() -> int:
     parser.add_argument("--items", type=int, default=1_000_000, help="size of the large catalogue")
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS), help="what embeds a query")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "search_amazon", help="where shops and models lie")
-    bench = Benchmark.from_args("search_latency", parser=parser, sources=(*SOURCES, *MORE_SOURCES))
+    bench = Benchmark.from_args("search_latency", parser=parser, sources=(*SOURCES, "benchmarks/search_latency.py"))
     name = bench.args.dataset
     source = data_folder(NAMED[name]) if name in NAMED else Path(name)
     home = bench.args.folder / f"{Path(name).name}{'-quick' if bench.quick else ''}"

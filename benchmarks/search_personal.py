@@ -40,7 +40,7 @@ LONG: Final = 50
 GOAL: Final = 0.9
 SOURCES: Final = tuple(
     f"rankloom/{part}"
-    for part in ("choosing.py", "choosing_broad.py", "config.py", "data", "decoding", "models", "pipeline.py", "recommender.py", "semantic", "simulation", "training")
+    for part in ("catalogue.py", "generating.py", "ordering.py", "replying.py", "request_rows.py", "choosing.py", "choosing_broad.py", "config.py", "data", "decoding", "models", "pipeline.py", "recommender.py", "semantic", "simulation", "training")
 )  # fmt: skip
 
 

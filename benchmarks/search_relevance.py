@@ -31,7 +31,8 @@ from rankloom.simulation.bazaar import generate_bazaar
 
 SOURCES: Final = (
     "rankloom/calibrating.py", "rankloom/decoding", "rankloom/models", "rankloom/training", "rankloom/semantic", "rankloom/pipeline.py",
-    "rankloom/choosing.py", "rankloom/recommender.py", "rankloom/simulation", "rankloom/data",
+    "rankloom/choosing.py", "rankloom/recommender.py", "rankloom/generating.py", "rankloom/ordering.py", "rankloom/simulation",
+    "rankloom/data",
 )  # fmt: skip
 CUTS: Final = (0.001, 0.003, 0.01, 0.03)
 LIST: Final = 50
