@@ -37,6 +37,7 @@ from rankloom.semantic.text import item_texts
 
 SOURCES: Final = (
     "rankloom/data", "rankloom/decoding", "rankloom/models", "rankloom/training", "rankloom/semantic", "rankloom/pipeline.py",
+    "rankloom/catalogue.py", "rankloom/generating.py", "rankloom/ordering.py", "rankloom/replying.py", "rankloom/request_rows.py",
     "rankloom/choosing.py", "rankloom/building.py", "rankloom/recommender.py", "rankloom/evaluation/search", "benchmarks/_judged.py",
     "benchmarks/_judged_engines.py",
 )  # fmt: skip

@@ -62,6 +62,7 @@ MINUTES = 45
 TIGER_STEPS = 2_000
 BEAMS = (10, 32, 512)
 SOURCES = (
+    "rankloom/catalogue.py", "rankloom/generating.py", "rankloom/ordering.py", "rankloom/replying.py", "rankloom/request_rows.py",
     "rankloom/decoding", "rankloom/models", "rankloom/training", "rankloom/semantic", "rankloom/pipeline.py", "rankloom/choosing.py", "rankloom/building.py", "rankloom/recommender.py",
     *(f"rankloom/evaluation/{name}.py" for name in ("cascade", "evaluate", "floors", "metrics", "rankloom_system", "sasrec", "systems")),
 )  # fmt: skip

@@ -47,6 +47,7 @@ MEASURED = tuple(
     f"rankloom/{part}"
     for part in (
         "building.py", "choosing.py", "choosing_broad.py", "config.py", "data", "decoding", "evaluation", "models", "pipeline.py", "recommender.py", "semantic", "simulation", "training",
+        "catalogue.py", "generating.py", "ordering.py", "replying.py", "request_rows.py",
     )
 )  # fmt: skip
 

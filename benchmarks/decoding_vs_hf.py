@@ -44,7 +44,10 @@ from rankloom.semantic.trie import Trie
 
 SOURCES = ("rankloom/decoding/beam.py", "rankloom/decoding/masks.py", "rankloom/semantic/trie.py", "benchmarks/_qwen.py",
            "benchmarks/decoding_vs_hf.py")  # fmt: skip
-LISTS: Final = ("rankloom/models", "rankloom/decoding", "rankloom/config.py", "rankloom/recommender.py", "benchmarks/_half_width.py")
+LISTS: Final = (
+    "rankloom/models", "rankloom/decoding", "rankloom/config.py", "rankloom/recommender.py", "benchmarks/_half_width.py",
+    "rankloom/catalogue.py", "rankloom/generating.py", "rankloom/ordering.py", "rankloom/replying.py", "rankloom/request_rows.py",
+)  # fmt: skip
 HISTORY: Final = 256
 CODES: Final = (1024, 1024, 1024)
 N_ITEMS: Final = 20_000

@@ -45,6 +45,7 @@ MINUTES = 60.0
 SHARE_DAYS = 30
 SOURCES = (
     "rankloom/data", "rankloom/decoding", "rankloom/models", "rankloom/training", "rankloom/semantic", "rankloom/evaluation",
+    "rankloom/catalogue.py", "rankloom/generating.py", "rankloom/ordering.py", "rankloom/replying.py", "rankloom/request_rows.py",
     "rankloom/pipeline.py", "rankloom/choosing.py", "rankloom/building.py", "rankloom/recommender.py", "benchmarks/retail.py",
 )  # fmt: skip
 

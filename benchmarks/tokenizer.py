@@ -38,6 +38,7 @@ from rankloom.semantic.tokenizer import Tokenizer, dedup_codes
 from rankloom.simulation import generate_bazaar
 
 SOURCES = ("rankloom/semantic", "rankloom/models", "rankloom/training", "rankloom/decoding", "rankloom/config.py",
+           "rankloom/catalogue.py", "rankloom/generating.py", "rankloom/ordering.py", "rankloom/replying.py", "rankloom/request_rows.py",
            "rankloom/pipeline.py", "rankloom/choosing.py", "rankloom/building.py", "rankloom/recommender.py", "benchmarks/tokenizer.py")  # fmt: skip
 VARIANTS: dict[str, list[str]] = {
     "rq-kmeans": [],
