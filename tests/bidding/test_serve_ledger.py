@@ -295,6 +295,8 @@ def test_a_torn_tail_is_cut_and_a_damaged_log_is_refused(tmp_path: Path) -> None
     with pytest.raises(RankloomError, match="damaged at byte"):
         open_ledger(tmp_path)
     assert log.stat().st_size == len(whole)  # nothing was thrown away
+    log.write_bytes(whole)
+    open_ledger(tmp_path).close()  # what was refused is not held
 
 
 def test_two_processes_cannot_open_one_ledger(tmp_path: Path) -> None:

@@ -108,7 +108,12 @@ class Ledger:
         self._books = Books(n_ticks=self.settings.n_ticks, place=str(folder))
         self._lease_marks: list[tuple[Account, int]] = []
         self._commits = GroupCommit(self.sync)
-        self.cut_bytes = self._recover()
+        try:
+            self.cut_bytes = self._recover()
+        except BaseException:
+            # a ledger that is not opened holds nothing: it can be tried again once the folder is mended
+            self._segments.release()
+            raise
         self._journal = self._segments.journal()
         self._start(now, boot_id() if boot is None else boot)
         self.sync()
