@@ -168,10 +168,12 @@ def run(*words: Any) -> None:
     subprocess.run([Path(sys.executable).with_name("rankloom"), *map(str, words)], check=True)
 
 
-def model_ranks(data: Callable[[], SearchData], model: Path, kind: str, select: bool, quick: bool) -> Ranked:
+def model_ranks(
+    data: Callable[[], SearchData], model: Path, kind: str, select: bool, quick: bool, beam: int = BEAM
+) -> Ranked:
     """The places of the targets in our model's lists."""
     own = data()
-    system = RankloomSearch(Rankloom.from_pretrained(model), own.shop, select=select, beam=LONGEST if quick else BEAM)
+    system = RankloomSearch(Rankloom.from_pretrained(model), own.shop, select=select, beam=LONGEST if quick else beam)
     return _ranked(system, own, kind, _seed_of(model))
 
 
