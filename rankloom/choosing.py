@@ -254,6 +254,8 @@ def describe_weights(weights: Weights, *, searches: bool = False) -> str:
         )
     if weights.words:
         parts.append(f"having all words is worth {weights.words:g} nats")
+    if weights.untried:
+        parts.append(f"having all words that no search has had is worth {weights.untried:g} nats more")
     if weights.refine:
         parts.append("a refiner has the last word")
     return "; ".join(parts)

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 
 from rankloom import compiling
+from rankloom.data.sequences import TEST, load_sequences
+from rankloom.data.shop import Shop
+from rankloom.recommender import Rankloom
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -296,3 +299,16 @@ def test_known_items_are_asked_for_and_the_switch_is_measured(model_path: Path) 
     assert all(value[system, queries, 1] <= value[system, queries, 10] for system, queries, _ in value)
     assert len({known.made_word(n) for n in range(200)}) == 200
     assert known.rarest("red kettle of steel", {"red": 9, "kettle": 1, "of": 50, "steel": 2}) == "kettle steel"
+
+
+def test_searches_of_both_languages_are_asked_apart(bazaar: Shop, model_path: Path) -> None:
+    both = load("search_bazaar")
+    found = both.measure(model_path, bazaar.path)
+    assert set(found) == {"Chinese", "English"}
+    sequences = load_sequences(bazaar, Rankloom.from_pretrained(model_path).config.data)
+    asked = both.searches(sequences, TEST)
+    assert sum(len(own["user"]) for own in found.values()) == len(asked) > 0
+    for user, row, target in zip(asked.cases.user, asked.cases.row, asked.cases.target, strict=True):
+        assert target not in sequences.item[sequences.offsets[user] : row]
+    for own in found.values():
+        assert {len(rank) for rank in own["rank"].values()} == {len(own["user"])}
