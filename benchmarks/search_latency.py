@@ -123,7 +123,8 @@ def asked(cases: dict[str, Any], n: int) -> list[tuple[str, str]]:
             if taken < n // len(cases) and query not in out:
                 out[query] = str(own.sequences.user_ids[user])
                 taken += 1
-    return [(user, query) for query, user in out.items()]
+    pairs = [(user, query) for query, user in out.items()]
+    return [pairs[place] for place in np.random.default_rng(0).permutation(len(pairs))]
 
 
 def search(model: Rankloom, user: str, words: str) -> None:

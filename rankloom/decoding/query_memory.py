@@ -58,6 +58,8 @@ NAMED: Final = 4
 """Words from which on a query that has all words of a title, and no others, names the item."""
 _COMPARED: Final = 50
 """Items whose titles are compared, at most: of more with all words of a query it names none."""
+_MANY: Final = 50_000
+"""Matches from which on a part of them says which can be among the best."""
 _KEPT: Final = 2_048
 
 IntArray = NDArray[np.int64]
@@ -260,30 +262,31 @@ class QueryMemory:
         return self._match(query, typos, allowed_I)
 
     def _match(self, query: str, typos: int, allowed_I: NDArray[np.bool_] | None = None) -> Match:
-        n = len(self._texts)
-        score, covered, untried = np.zeros(n, np.float32), np.zeros(n, np.float32), np.zeros(n, np.float32)
-        whole = 0.0
+        score = np.zeros(len(self._texts), np.float32)
         read = self.read(query, typos)
-        for own, share in zip(read, self._untried_shares(read), strict=True):
-            if own.number < 0:
+        found = [None if own.number < 0 else self._entries(own) for own in read]
+        for own, entries in zip(read, found, strict=True):
+            if entries is not None:
+                score[entries[0]] += own.weight * entries[1]
+        row = _best(score, allowed_I)
+        # what else is told of them needs no pass over the catalogue
+        covered, untried, whole = np.zeros(len(row), np.float32), np.zeros(len(row), np.float32), 0.0
+        for own, entries, share in zip(read, found, self._untried_shares(read), strict=True):
+            if entries is None:
                 whole += self._unknown
                 continue
-            rows, impact, idf = self._entries(own)
-            score[rows] += own.weight * impact
-            covered[rows] += own.weight * idf
-            untried[rows] += own.weight * idf * share
+            rows, _, idf = entries
+            has = _among(row, rows)
+            covered[has] += own.weight * idf
+            untried[has] += own.weight * idf * share
             whole += idf
-        row = np.flatnonzero(score > 0 if allowed_I is None else (score > 0) & allowed_I)
-        if len(row) > DEPTH:
-            row = row[np.argpartition(-score[row], DEPTH - 1)[:DEPTH]]
-            row.sort()
         best = float(score[row].max()) if len(row) else 1.0
         order = np.argsort(-score[row], kind="stable")
         place = np.empty(len(row), dtype=np.int64)
         place[order] = np.arange(len(row))
         read_as = corrections(read)
         unknown = tuple(own.word for own in read if own.number < 0)
-        coverage, meant = (own[row] / max(whole, 1e-9) for own in (covered, untried))
+        coverage, meant = (own / max(whole, 1e-9) for own in (covered, untried))
         meant[self._titled(row, coverage, read)] = 1.0
         return Match(row, score[row] / best, coverage, place, meant, read_as, unknown)
 
@@ -469,6 +472,28 @@ class QueryMemory:
                 )
             parts.append(sparse.csr_matrix((count, word, start), shape=(len(texts), len(vocabulary))))
         return cls(vocabulary, parts[0], parts[1], texts)
+
+
+def _best(score_I: FloatArray, allowed_I: NDArray[np.bool_] | None) -> IntArray:
+    """(n,) ascending rows of the `DEPTH` highest scores above 0."""
+    row: IntArray = np.flatnonzero(score_I > 0 if allowed_I is None else (score_I > 0) & allowed_I)
+    if len(row) > _MANY:
+        # the thousandth of a part is no better than that of the whole: what is below it is out
+        value = score_I[row]
+        part = value[::8]
+        row = row[value >= np.partition(part, len(part) - DEPTH)[len(part) - DEPTH]]
+    if len(row) > DEPTH:
+        row = row[np.argpartition(-score_I[row], DEPTH - 1)[:DEPTH]]
+        row.sort()
+    return row
+
+
+def _among(row: IntArray, rows: IntArray) -> NDArray[np.bool_]:
+    """Whether each row is one of the others, both ascending."""
+    if not len(rows):
+        return np.zeros(len(row), dtype=np.bool_)
+    found: NDArray[np.bool_] = rows[np.searchsorted(rows, row).clip(max=len(rows) - 1)] == row
+    return found
 
 
 def corrections(read: Sequence[ReadWord]) -> tuple[tuple[str, str], ...]:

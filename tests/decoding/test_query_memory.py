@@ -259,3 +259,16 @@ def test_a_filter_is_asked_before_the_thousand_best(monkeypatch: pytest.MonkeyPa
     assert cut.row.tolist() == [6, 7, 8]
     np.testing.assert_allclose(cut.relevance, whole.relevance)
     np.testing.assert_allclose(cut.coverage, whole.coverage)
+
+
+def test_the_best_of_very_many_are_those_of_a_plain_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    score = draw.choice([0.0, 0.5, 1.0, 2.0], 40_000).astype(np.float32) + draw.random(40_000).astype(np.float32)
+    score[draw.random(40_000) < 0.2] = 0
+    allowed = draw.random(40_000) < 0.7
+    for own in (None, allowed):
+        plain = np.where(score > 0, score, -1) if own is None else np.where(own & (score > 0), score, -1)
+        wanted = np.sort(np.argsort(-plain, kind="stable")[: query_memory.DEPTH])
+        for many in (10**9, 9_000):
+            monkeypatch.setattr(query_memory, "_MANY", many)
+            np.testing.assert_array_equal(query_memory._best(score, own), wanted)
