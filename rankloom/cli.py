@@ -564,10 +564,10 @@ def _print(reply: Any, as_json: bool, *, stranger: bool = False, details: bool =
                 print(f"         {line}")
     for name, values in reply.facets.items():
         print(f"{name}: {', '.join(f'{value} ({n:,})' for value, n in values) or 'nothing'}")
-    if reply.no_match and not reply.items:
-        print("nothing reaches the relevance asked for")
+    if reply.no_match and reply.items:
+        print("no item that may be shown matches this search: the list is by meaning and history")
     elif reply.no_match:
-        print("the catalogue has no word of this search: the list is by meaning and history")
+        print("no item that may be shown matches this search" if reply.degraded else "nothing reaches the relevance asked for")
     if reply.degraded:
         print(f"degraded: {reply.degraded_reason}")
 
@@ -578,8 +578,8 @@ def _details(own: Any) -> list[str]:
     for word in own.words:
         read_as = f" (read as {word.read_as!r})" if word.read_as else ""
         kind = f", {word.kind}" if word.kind else ""
-        where = ", ".join("earlier searches" if name == "searches" else name for name in word.where) or "nowhere"
-        lines.append(f"word {word.word!r}{read_as}{kind}: {word.share:.0%} of the query, in {where}")
+        where = ", ".join("earlier searches" if name == "searches" else name for name in word.where)
+        lines.append(f"word {word.word!r}{read_as}{kind}: {word.share:.0%} of the query, {f'in {where}' if where else 'nowhere in this item'}")
     for step in own.path:
         log_prob = "not kept" if step.log_prob is None else f"{step.log_prob:.2f}"
         lines.append(f"code {step.code}: {step.meaning or '-'}  log-probability {log_prob}")

@@ -470,7 +470,7 @@ def _understood(reply: Recommendation | Exception) -> dict[str, Any]:
 
 
 _SENTENCES: Final = {
-    "no-match": "the catalogue has no word of this search; the list is by meaning and history",
+    "no-match": "no item that may be shown matches this search; the list is by meaning and history",
     "model-error": "the model failed; these are popular items under the same rules",
     "state-unavailable": "the state store does not answer: nobody's history is used, since they may have asked to be forgotten",
 }

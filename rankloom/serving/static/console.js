@@ -6,8 +6,8 @@ const words = {
         shares: "Two percentages: on a card, the item's share of the score of everything generated for this list, after selection, memory and refiner; here, the probability with which the generator alone writes these codes.",
         ofScore: "of the list's score", seenBefore: "seen before", columnCodes: "codes and what they mean", columnNumbers: "generator probability · items",
         noCurrency: "price", least: "Least relevance, %", relevance: "chance that it is taken", readAs: "Read as", unknownWords: "Unknown words", matches: "items match",
-        noWord: "The catalogue has no word of this search: the list is by meaning and history.", noneRelevant: "Nothing is relevant enough for this search.", why: "Why is it here?",
-        wordIn: "in", title: "title", brand: "brand", category: "category", searches: "earlier searches", nowhere: "nowhere", ofQuery: "of the query", dropped: "beam dropped it",
+        noWord: "No item that may be shown matches this search: the list is by meaning and history.", noneRelevant: "Nothing is relevant enough for this search.", why: "Why is it here?",
+        wordIn: "in", title: "title", brand: "brand", category: "category", attributes: "attributes", searches: "earlier searches", nowhere: "nowhere", ofQuery: "of the query", dropped: "beam dropped it",
         partsHead: "Score above the list's mean, nats", refinerHead: "What the refiner goes by", codesHead: "Code by code", wordsHead: "Words",
         none: "Nothing yet: the model falls back on what people in general take first.", nothing: "Nothing can be generated.", level: "Level", legal: "legal continuations",
         simulated: "simulated", key: "This server asks for its API key", keyGo: "Use it", took: "generated in", more: "more", stranger: "no history of this person", examples: "Try",
@@ -18,8 +18,8 @@ const words = {
         shares: "两种百分比：卡片上是该物品在本次全部生成物品总分中的占比（经选择头、行为记忆与精排之后）；此处是生成器单独写出这些编码的概率。",
         ofScore: "列表得分占比", seenBefore: "看过", columnCodes: "编码与含义", columnNumbers: "生成概率 · 物品数",
         noCurrency: "价格", least: "最低相关度 %", relevance: "被选中的概率", readAs: "已理解为", unknownWords: "未知词", matches: "件物品匹配",
-        noWord: "目录中没有此搜索的任何词：列表依据语义与历史生成。", noneRelevant: "没有相关度足够的物品。", why: "为什么出现？",
-        wordIn: "见于", title: "标题", brand: "品牌", category: "类目", searches: "以往搜索", nowhere: "无", ofQuery: "占查询", dropped: "束搜索未保留",
+        noWord: "没有可展示的物品匹配此搜索：列表依据语义与历史生成。", noneRelevant: "没有相关度足够的物品。", why: "为什么出现？",
+        wordIn: "见于", title: "标题", brand: "品牌", category: "类目", attributes: "属性", searches: "以往搜索", nowhere: "无", ofQuery: "占查询", dropped: "束搜索未保留",
         partsHead: "高于列表均值的得分（奈特）", refinerHead: "精排依据", codesHead: "逐级编码", wordsHead: "查询词",
         none: "暂无历史：模型给出大众首选。", nothing: "没有可生成的物品。", level: "第", legal: "个合法延伸",
         simulated: "模拟数据", key: "此服务需要 API 密钥", keyGo: "使用", took: "生成用时", more: "更多", stranger: "没有此用户的历史", examples: "试试",
@@ -134,7 +134,7 @@ function showRead(trace) {
   if (trace.unknown_words.length) said.push(`${t("unknownWords")}: ${trace.unknown_words.join(", ")}`);
   if (trace.matches) said.push(`${trace.matches >= 1000 ? "≥ " : ""}${trace.matches.toLocaleString()} ${t("matches")}`);
   $("read").textContent = said.join(" · "); $("read").hidden = !said.length;
-  const told = trace.no_match ? t(trace.items.length ? "noWord" : "noneRelevant") : trace.degraded_reason ?? "";
+  const told = trace.no_match && (trace.items.length || !trace.degraded_reason) ? t(trace.items.length ? "noWord" : "noneRelevant") : trace.degraded_reason ?? "";
   $("degraded").textContent = told; $("degraded").hidden = !told;
 }
 
