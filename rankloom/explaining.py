@@ -29,6 +29,7 @@ from rankloom.decoding.refine import Refiner
 from rankloom.decoding.refine_features import BROAD_FEATURES, FEATURES, SEARCH_FEATURES
 from rankloom.requests import CodeStep, WordMatch
 from rankloom.semantic.keywords.matching import KeywordMatcher
+from rankloom.semantic.text import attribute_texts
 from rankloom.semantic.trie import Trie
 from rankloom.semantic.words import as_typed, words
 
@@ -79,10 +80,7 @@ class Explainer:
         self.paths: list[list[str]] = [[] for _ in range(items.height)]
         if "category" in items.columns and items["category"].dtype == pl.List(pl.String):
             self.paths = [[name for name in path or () if name] for path in items["category"].to_list()]
-        self.attributes: list[str | None] = [None] * items.height
-        if "attributes" in items.columns and isinstance(items["attributes"].dtype, pl.List):
-            values = pl.col("attributes").list.eval(pl.element().struct.field("value")).list.join(" ", ignore_nulls=True)
-            self.attributes = items.select(values).to_series().to_list()
+        self.attributes: list[str] = attribute_texts(items).to_list()
         self._meanings: dict[tuple[int, ...], str] = {}
         self._usual: tuple[Counter[str], Counter[str], int] | None = None
 
@@ -99,7 +97,7 @@ class Explainer:
         out = []
         for place, row in enumerate(rows):
             fields = {"title": set(words(self.titles[row])), "brand": set(words(self.brands[row] or "")),
-                      "category": set(words(" ".join(self.paths[row]))), "attributes": set(words(self.attributes[row] or ""))}  # fmt: skip
+                      "category": set(words(" ".join(self.paths[row]))), "attributes": set(words(self.attributes[row]))}  # fmt: skip
             own = []
             for at, word in enumerate(read):
                 where = [name for name, has in fields.items() if in_text[place, at] and _stands_in(word, has)]

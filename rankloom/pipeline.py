@@ -28,7 +28,7 @@ from rankloom.building import build_model, created_seconds, watched
 from rankloom.calibrating import calibrate_search
 from rankloom.choosing import choose_refiner, choose_search, choose_weights, describe_weights
 from rankloom.choosing_broad import choose_broad, describe_broad
-from rankloom.compiling import no_cuda
+from rankloom.compiling import available, no_cuda
 from rankloom.config import Config
 from rankloom.data import schema
 from rankloom.data.broad_queries import with_broad_queries
@@ -101,6 +101,11 @@ def _train(
     if config.decoding.engine == "graph" and not torch.cuda.is_available():
         raise no_cuda("the graph engine needs a CUDA device, and this machine has none")
     keep_freed_memory()
+    if available():
+        # decoding on validation would do so midway, and a second training of the process begin otherwise than the first
+        from rankloom.kernels import one_thread
+
+        one_thread()
     shop = Shop.open(shop_path)
     sequences = load_sequences(shop, config.data)
     items = shop.items()

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from rankloom.semantic.spelling import Spelling
 from rankloom.semantic.stuffing import believed
+from rankloom.semantic.text import attribute_texts
 from rankloom.semantic.words import as_typed, is_character, is_pair, words
 
 K1: Final = 0.9
@@ -116,9 +117,8 @@ def searched_texts(items: pl.DataFrame) -> list[str]:
         columns.append(items["brand"].cast(pl.String, strict=False).fill_null(""))
     if "category" in items.columns and items["category"].dtype == pl.List(pl.String):
         columns.append(items["category"].list.join(" ", ignore_nulls=True).fill_null(""))
-    if "attributes" in items.columns and isinstance(items["attributes"].dtype, pl.List):
-        value = pl.col("attributes").list.eval(pl.element().struct.field("value")).list.join(" ", ignore_nulls=True)
-        columns.append(items.select(value.fill_null("")).to_series())
+    if "attributes" in items.columns:
+        columns.append(attribute_texts(items))
     return pl.select(pl.concat_str(columns, separator=" ")).to_series().to_list()
 
 

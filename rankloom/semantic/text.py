@@ -65,12 +65,19 @@ def item_texts(items: pl.DataFrame) -> list[str]:
     if "category" in items.columns:
         parts.append(pl.col("category").list.join(" ").fill_null(""))
     if "attributes" in items.columns:
-        values = pl.col("attributes").list.eval(pl.element().struct.field("value")).list.join(" ")
-        parts.append(values.fill_null(""))
+        parts.append(pl.lit(attribute_texts(items)))
     if "description" in items.columns:
         parts.append(pl.col("description").fill_null("").str.slice(0, _DESCRIPTION_CHARACTERS))
     texts: list[str] = items.select(pl.concat_str(parts, separator=" . ").alias("text"))["text"].to_list()
     return texts
+
+
+def attribute_texts(items: pl.DataFrame) -> pl.Series:
+    """(I,) the values of each item's attributes in one text, empty where there are none."""
+    if "attributes" not in items.columns or not isinstance(items["attributes"].dtype, pl.List):
+        return pl.Series("attributes", [""] * items.height, dtype=pl.String)
+    values = pl.col("attributes").list.eval(pl.element().struct.field("value")).list.join(" ", ignore_nulls=True)
+    return items.select(values.fill_null("")).to_series()
 
 
 def latin_share(texts: Sequence[str], *, sample: int = 2000) -> float:
